@@ -1,0 +1,247 @@
+"""The micro-kernel generator: a batch-reduce matrix product of one register tile.
+
+``acc[i][j] += sum over the reduction of broadcast(A[row_i + k]) * B[k][vector j]``: rows of A are
+broadcast, vectors of B are loaded, the tile stays in registers over the whole reduction. The
+reduction is a nest of loops (Georganas et al., "High-Performance Deep Learning via a Single
+Building Block", arXiv:1906.06440), which makes one generator serve matrix products, convolutions
+and their gradients: they differ in row offsets and steps only.
+
+Every output element has one accumulator that takes the products in the order of the reduction, so
+its bits do not depend on the tile that computed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..ir.types import DType
+from .emitter import Lane, VectorEmitter, scalar_type
+from .target import Target
+from .text import Function, Loop
+
+# Multiply-adds in the body of the innermost loop; above that LLVM gets slow and gains nothing.
+_UNROLLED = 48
+_STRAIGHT = 128
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """One loop of the reduction: its trip count and how far A and B move, in elements.
+
+    ``count`` is a number, or the name of an i64 parameter of the micro-kernel.
+    """
+
+    count: int | str
+    a_step: int
+    b_step: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A register tile: ``rows`` x ``vectors`` accumulators.
+
+    ``a_rows`` and ``c_rows`` are the offsets of each row in A and C, in elements. The last vector
+    has ``tail`` active lanes. ``loops`` is the reduction, outermost loop first; the steps of one
+    loop do not include those of the loops in it. ``padded`` says that B may be read to the end of
+    its last vector.
+    """
+
+    dtype: DType
+    lanes: int
+    a_rows: tuple[int, ...]
+    c_rows: tuple[int, ...]
+    vectors: int
+    tail: int
+    loops: tuple[Reduction, ...]
+    padded: bool = True
+
+    @property
+    def rows(self) -> int:
+        return len(self.a_rows)
+
+    @property
+    def width(self) -> int:
+        """Columns that the tile computes."""
+        return (self.vectors - 1) * self.lanes + self.tail
+
+    def active(self, vector: int) -> str | None:
+        """The mask of the lanes in use, or None if all are."""
+        if vector < self.vectors - 1 or self.tail == self.lanes:
+            return None
+        return tail_mask(self.lanes, self.tail)
+
+
+def tail_mask(lanes: int, active: int) -> str:
+    """An i1 vector constant with the first ``active`` lanes set."""
+    bits = ", ".join(f"i1 {str(k < active).lower()}" for k in range(lanes))
+    return f"<{bits}>"
+
+
+# Rows of the largest tile of 1, 2, 3 or 4 vectors that LLVM keeps in registers, found by counting
+# spills (LLVM 22). AArch64 has as many registers as AVX-512, but its loads reach less far, so that
+# distant rows cost address registers and the scheduler holds more rows of B at a time.
+_ROWS_16_REGISTERS = {1: 12, 2: 6, 3: 4}
+_ROWS_AVX512 = {1: 28, 2: 12, 3: 8, 4: 6}
+_ROWS_NEON = {1: 12, 2: 8, 3: 6, 4: 5}
+
+
+def register_rows(target: Target) -> dict[int, int]:
+    """Rows of the largest register tile for each number of vectors per row."""
+    if target.registers < 32:
+        return _ROWS_16_REGISTERS
+    return _ROWS_AVX512 if target.vector_bytes >= 64 else _ROWS_NEON
+
+
+class Epilogue(Protocol):
+    """What becomes of the accumulators."""
+
+    def params(self) -> list[tuple[str, str]]:
+        """Extra parameters of the micro-kernel: (type, name)."""
+
+    def initial(self, e: VectorEmitter, tile: Tile) -> list[Lane | None]:
+        """What the accumulators of each column of vectors start from; None is zero."""
+
+    def finish(self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]) -> None:
+        """Stores the tile ``values[row][vector]``."""
+
+
+def micro_kernel(
+    symbol: str, tile: Tile, epilogue: Epilogue, counts: Sequence[str] = ()
+) -> Function:
+    """``void @symbol(ptr a, ptr b, <parameters of the epilogue>, i64 counts...)``."""
+    params = [("ptr noalias readonly", "a"), ("ptr noalias readonly", "b")]
+    params += epilogue.params()
+    params += [("i64", name) for name in counts]
+    f = Function(symbol, params, attributes="noinline nounwind")
+    e = VectorEmitter(f, tile.lanes, tile.dtype)
+    zero = e.constant(0.0, tile.dtype)
+    start = [lane or zero for lane in epilogue.initial(e, tile)]
+    sums = [lane.text for _ in range(tile.rows) for lane in start]
+    sums = _Product(f, e, tile).nest(tile.loops, "%a", "%b", sums)
+    lanes = [Lane(text, tile.dtype) for text in sums]
+    rows = [lanes[i * tile.vectors : (i + 1) * tile.vectors] for i in range(tile.rows)]
+    epilogue.finish(e, tile, rows)
+    return f
+
+
+class _Product:
+    """Emits the reduction of one tile. ``sums`` are the accumulators, row by row."""
+
+    def __init__(self, f: Function, e: VectorEmitter, tile: Tile) -> None:
+        self.f = f
+        self.e = e
+        self.tile = tile
+        self.kind = e.type(tile.dtype)
+        self.scalar = scalar_type(tile.dtype)
+        self.size = tile.dtype.itemsize
+        self.fma = e.intrinsic("fma", tile.dtype)
+        self.work = tile.rows * tile.vectors
+        f.declare(f"declare {self.kind} @{self.fma}({', '.join([self.kind] * 3)})")
+
+    def nest(self, loops: Sequence[Reduction], a: str, b: str, sums: list[str]) -> list[str]:
+        """The loops from the given one inwards, starting at the addresses ``a`` and ``b``."""
+        total = _constant_trips(loops)
+        if total is not None and total * self.work <= _STRAIGHT:
+            return self.straight(loops, a, b, sums)
+        head, inner = loops[0], loops[1:]
+        if not inner:
+            return self.innermost(head, a, b, sums)
+        if head.count == 1:
+            return self.nest(inner, a, b, sums)
+        with self._loop(head.count, a, b, sums) as loop:
+            a, b, *sums = loop.carried
+            sums = self.nest(inner, a, b, sums)
+            loop.next = [self._at(a, head.a_step), self._at(b, head.b_step), *sums]
+        return loop.results[2:]
+
+    def straight(
+        self, loops: Sequence[Reduction], a: str, b: str, sums: list[str], at: tuple[int, int] = (0, 0)
+    ) -> list[str]:
+        """All iterations without a loop."""
+        if not loops:
+            return self.step(a, b, at, sums)
+        for k in range(int(loops[0].count)):
+            there = at[0] + k * loops[0].a_step, at[1] + k * loops[0].b_step
+            sums = self.straight(loops[1:], a, b, sums, there)
+        return sums
+
+    def innermost(self, loop: Reduction, a: str, b: str, sums: list[str]) -> list[str]:
+        """The innermost loop, unrolled; the iterations that are left over follow."""
+        unroll = self._unroll(loop.count)
+        block = Reduction(unroll, loop.a_step, loop.b_step)
+        trips: int | str
+        if isinstance(loop.count, int):
+            trips, rest = divmod(loop.count, unroll)
+        else:
+            trips = self.f.emit(f"udiv i64 {loop.count}, {unroll}")
+            left = self.f.emit(f"urem i64 {loop.count}, {unroll}")
+        with self._loop(trips, a, b, sums) as main:
+            a, b, *sums = main.carried
+            sums = self.straight([block], a, b, sums)
+            step = unroll * loop.a_step, unroll * loop.b_step
+            main.next = [self._at(a, step[0]), self._at(b, step[1]), *sums]
+        a, b, *sums = main.results
+        if isinstance(loop.count, int):
+            return self.straight([Reduction(rest, loop.a_step, loop.b_step)], a, b, sums)
+        with self._loop(left, a, b, sums) as tail:
+            a, b, *sums = tail.carried
+            sums = self.step(a, b, (0, 0), sums)
+            tail.next = [self._at(a, loop.a_step), self._at(b, loop.b_step), *sums]
+        return tail.results[2:]
+
+    def step(self, a: str, b: str, at: tuple[int, int], sums: list[str]) -> list[str]:
+        """One index of the reduction: the outer product of a column of A and a row of B."""
+        tile, kind = self.tile, self.kind
+        vectors = [self._load_b(b, at[1], j) for j in range(tile.vectors)]
+        result = []
+        for i, row in enumerate(tile.a_rows):
+            element = self.f.load(self.scalar, self._at(a, row + at[0]), self.size)
+            splat = self.f.splat(kind, element)
+            for j, vector in enumerate(vectors):
+                old = sums[i * tile.vectors + j]
+                operands = f"{kind} {splat}, {kind} {vector}, {kind} {old}"
+                result.append(self.f.emit(f"call {kind} @{self.fma}({operands})"))
+        return result
+
+    def _load_b(self, b: str, offset: int, vector: int) -> str:
+        address = self._at(b, offset + vector * self.tile.lanes)
+        mask = None if self.tile.padded else self.tile.active(vector)
+        if mask is None:
+            return self.f.load(self.kind, address, self.size)
+        return self.e.load_masked(address, self.tile.dtype, mask).text
+
+    def _at(self, base: str, elements: int) -> str:
+        """The address ``elements`` after ``base``; a constant offset folds into the access."""
+        if elements == 0:
+            return base
+        return self.f.emit(f"getelementptr inbounds i8, ptr {base}, i64 {elements * self.size}")
+
+    def _loop(
+        self, count: int | str, a: str, b: str, sums: list[str]
+    ) -> AbstractContextManager[Loop]:
+        carry = [("ptr", a), ("ptr", b), *((self.kind, s) for s in sums)]
+        return self.f.loop(count, carry=carry)
+
+    def _unroll(self, count: int | str) -> int:
+        """Iterations per trip: a power of two, or a near divisor of the count."""
+        unroll = 1
+        while 2 * unroll * self.work <= _UNROLLED and unroll < 8:
+            unroll *= 2
+        if isinstance(count, int):
+            for near in (unroll, unroll + 1, unroll - 1):
+                if near > 1 and count % near == 0:
+                    return near
+        return unroll
+
+
+def _constant_trips(loops: Sequence[Reduction]) -> int | None:
+    """The product of the trip counts, if all are numbers."""
+    total = 1
+    for loop in loops:
+        if not isinstance(loop.count, int):
+            return None
+        total *= loop.count
+    return total

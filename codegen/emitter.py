@@ -1,0 +1,420 @@
+"""The elementwise emitter protocol (``ir/lower.py``) in LLVM IR: one register-wide step of a loop.
+
+The same lowering gives vector code (``lanes`` > 1) and scalar code (``lanes`` = 1, for remainders).
+Both do the same operations in the same order, so they give the same bits. No fast-math flags are
+used: fused multiply-adds are asked for by name.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import CompileError, UnsupportedError
+from ..ir.types import DType, bool_, dtype_of, float32, float64, int32, int64
+from . import philox, vector_math
+from .text import Function
+
+_SCALARS = {
+    "bool": "i1",
+    "u8": "i8",
+    "i8": "i8",
+    "i16": "i16",
+    "i32": "i32",
+    "i64": "i64",
+    "f32": "float",
+    "f64": "double",
+}
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A value of one loop step: an SSA name (or constant) holding ``lanes`` elements of a dtype.
+
+    Bools are ``i1`` masks in registers and bytes in memory. ``number`` is set for constants.
+    """
+
+    text: str
+    dtype: DType
+    number: float | None = None
+
+
+def scalar_type(dtype: DType) -> str:
+    """The LLVM type of one element in a register (``i1`` for bool)."""
+    return _SCALARS[dtype.short]
+
+
+def memory_type(dtype: DType) -> str:
+    """The LLVM type of one element in memory (``i8`` for bool)."""
+    return "i8" if dtype is bool_ else _SCALARS[dtype.short]
+
+
+def literal(x: float, dtype: DType) -> str:
+    """A number as an LLVM scalar constant; floats are written exactly, as hexadecimal."""
+    if dtype is bool_:
+        return "true" if x else "false"
+    if dtype.is_float:
+        with np.errstate(over="ignore"):
+            rounded = float(dtype.np.type(x))
+        return f"0x{struct.unpack('>Q', struct.pack('>d', rounded))[0]:016X}"
+    return str(int(x))
+
+
+class VectorEmitter:
+    """Emits into ``fn`` for vectors of ``lanes`` elements.
+
+    ``dtype`` is the dtype of a ``const`` that names no other. ``index`` is the SSA name of the
+    i64 linear index of lane 0 (lane k is at index + k); only ``uniform`` needs it. ``lanes`` is
+    the same for every dtype: a vector wider than a register becomes several instructions.
+    """
+
+    def __init__(
+        self, fn: Function, lanes: int, dtype: DType = float32, index: str | None = None
+    ) -> None:
+        self.fn = fn
+        self.lanes = lanes
+        self.default = dtype
+        self.index = index
+
+    # ---- types, constants, memory
+
+    def type(self, dtype: DType) -> str:
+        """LLVM type of a value of ``dtype`` in registers (``<8 x float>``, or ``float``)."""
+        return self._shaped(scalar_type(dtype))
+
+    def _shaped(self, scalar: str) -> str:
+        return scalar if self.lanes == 1 else f"<{self.lanes} x {scalar}>"
+
+    def intrinsic(self, name: str, dtype: DType) -> str:
+        """``llvm.NAME.v8f32``."""
+        kind = ("f" if dtype.is_float else "i") + str(8 * dtype.itemsize)
+        if dtype is bool_:
+            kind = "i1"
+        return f"llvm.{name}.{kind}" if self.lanes == 1 else f"llvm.{name}.v{self.lanes}{kind}"
+
+    def dtype(self, v: Lane) -> DType:
+        return v.dtype
+
+    def const(self, x: float, like: Lane | None = None) -> Lane:
+        return self.constant(x, like.dtype if like is not None else self.default)
+
+    def constant(self, x: float, dtype: DType) -> Lane:
+        """``x`` in every lane as ``dtype``."""
+        text = literal(x, dtype)
+        if self.lanes > 1:
+            text = f"splat ({scalar_type(dtype)} {text})"
+        return Lane(text, dtype, x)
+
+    def splat(self, scalar: str, dtype: DType) -> Lane:
+        """The scalar SSA name ``scalar`` (of ``scalar_type(dtype)``) in every lane."""
+        if self.lanes == 1:
+            return Lane(scalar, dtype)
+        return Lane(self.fn.splat(self.type(dtype), scalar), dtype)
+
+    def load(self, address: str, dtype: DType, align: int | None = None) -> Lane:
+        """``lanes`` consecutive elements at ``address``; ``align`` defaults to one element."""
+        kind = self._shaped(memory_type(dtype))
+        raw = self.fn.load(kind, address, align or dtype.itemsize)
+        return self._from_memory(raw, kind, dtype)
+
+    def load_splat(self, address: str, dtype: DType) -> Lane:
+        """The one element at ``address`` in every lane."""
+        raw = self.fn.load(memory_type(dtype), address, dtype.itemsize)
+        if dtype is bool_:
+            raw = self.fn.emit(f"icmp ne i8 {raw}, 0")
+        return self.splat(raw, dtype)
+
+    def store(self, v: Lane, address: str, align: int | None = None) -> None:
+        """Stores ``lanes`` consecutive elements; a mask is stored as bytes 0 and 1."""
+        kind = self._shaped(memory_type(v.dtype))
+        text = v.text
+        if v.dtype is bool_:
+            text = self.fn.emit(f"zext {self.type(bool_)} {text} to {kind}")
+        self.fn.store(kind, text, address, align or v.dtype.itemsize)
+
+    def load_masked(self, address: str, dtype: DType, active: str, align: int = 0) -> Lane:
+        """The lanes selected by the i1 vector ``active``; the others are 0 and are not read."""
+        kind = self._shaped(memory_type(dtype))
+        aligned = f"ptr align {align or dtype.itemsize}"
+        name = self._masked("load", dtype)
+        mask = self._shaped("i1")
+        self.fn.declare(f"declare {kind} @{name}(ptr, {mask}, {kind})")
+        raw = self.fn.emit(
+            f"call {kind} @{name}({aligned} {address}, {mask} {active}, {kind} zeroinitializer)"
+        )
+        return self._from_memory(raw, kind, dtype)
+
+    def store_masked(self, v: Lane, address: str, active: str, align: int = 0) -> None:
+        """Stores the lanes selected by ``active`` and touches no other byte."""
+        kind = self._shaped(memory_type(v.dtype))
+        text = v.text
+        if v.dtype is bool_:
+            text = self.fn.emit(f"zext {self.type(bool_)} {text} to {kind}")
+        name = self._masked("store", v.dtype)
+        mask = self._shaped("i1")
+        self.fn.declare(f"declare void @{name}({kind}, ptr, {mask})")
+        aligned = f"ptr align {align or v.dtype.itemsize}"
+        self.fn.do(f"call void @{name}({kind} {text}, {aligned} {address}, {mask} {active})")
+
+    def _masked(self, what: str, dtype: DType) -> str:
+        if self.lanes == 1:
+            raise CompileError(f"a masked {what} needs vectors; this emitter has one lane")
+        kind = ("f" if dtype.is_float else "i") + str(8 * dtype.itemsize)
+        return f"llvm.masked.{what}.v{self.lanes}{kind}.p0"
+
+    def _from_memory(self, raw: str, kind: str, dtype: DType) -> Lane:
+        if dtype is not bool_:
+            return Lane(raw, dtype)
+        return Lane(self.fn.emit(f"icmp ne {kind} {raw}, zeroinitializer" if self.lanes > 1
+                                 else f"icmp ne i8 {raw}, 0"), bool_)
+
+    # ---- building blocks
+
+    def op(self, name: str, a: Lane, b: Lane) -> Lane:
+        """The LLVM instruction ``name`` on two values of one dtype."""
+        self._same(name, a, b)
+        return Lane(self.fn.emit(f"{name} {self.type(a.dtype)} {a.text}, {b.text}"), a.dtype)
+
+    def apply(self, name: str, *args: Lane) -> Lane:
+        """The LLVM intrinsic ``llvm.NAME`` whose operands and result share one type."""
+        kind = self.type(args[0].dtype)
+        result = self.fn.call(
+            kind, self.intrinsic(name, args[0].dtype), *((kind, a.text) for a in args)
+        )
+        return Lane(result, args[0].dtype)
+
+    def convert(self, instruction: str, v: Lane, dtype: DType) -> Lane:
+        """A conversion instruction (``sitofp``, ``bitcast``, ...) to ``dtype``."""
+        source, result = self.type(v.dtype), self.type(dtype)
+        return Lane(self.fn.emit(f"{instruction} {source} {v.text} to {result}"), dtype)
+
+    def bits(self, v: Lane) -> Lane:
+        """The bits of a float as an integer of its size."""
+        return self.convert("bitcast", v, int32 if v.dtype is float32 else int64)
+
+    def unbits(self, v: Lane) -> Lane:
+        """The float whose bits are the integer ``v``."""
+        return self.convert("bitcast", v, float32 if v.dtype is int32 else float64)
+
+    def _same(self, what: str, *values: Lane) -> DType:
+        dtype = values[0].dtype
+        for v in values[1:]:
+            if v.dtype is not dtype:
+                kinds = ", ".join(x.dtype.name for x in values)
+                raise CompileError(f"{what} got values of dtypes {kinds}; cast them to one dtype")
+        return dtype
+
+    def _pick(self, what: str, v: Lane, floating: str, signed: str, unsigned: str, mask: str) -> str:
+        kind = v.dtype
+        name = (
+            floating
+            if kind.is_float
+            else mask
+            if kind is bool_
+            else unsigned
+            if kind.np.kind == "u"
+            else signed
+        )
+        if not name:
+            raise UnsupportedError(f"{what} of {kind.name} has no native kernel")
+        return name
+
+    # ---- arithmetic
+
+    def add(self, a: Lane, b: Lane) -> Lane:
+        return self.op(self._pick("add", a, "fadd", "add", "add", "or"), a, b)
+
+    def sub(self, a: Lane, b: Lane) -> Lane:
+        return self.op(self._pick("sub", a, "fsub", "sub", "sub", ""), a, b)
+
+    def mul(self, a: Lane, b: Lane) -> Lane:
+        return self.op(self._pick("mul", a, "fmul", "mul", "mul", "and"), a, b)
+
+    def div(self, a: Lane, b: Lane) -> Lane:
+        # Integer division traps on zero; the frontend promotes true division to a float dtype.
+        return self.op(self._pick("div", a, "fdiv", "", "", ""), a, b)
+
+    def fma(self, a: Lane, b: Lane, c: Lane) -> Lane:
+        """a * b + c, rounded once for floats."""
+        if self._same("fma", a, b, c).is_float:
+            return self.apply("fma", a, b, c)
+        return self.add(self.mul(a, b), c)
+
+    def neg(self, a: Lane) -> Lane:
+        if a.dtype.is_float:
+            return Lane(self.fn.emit(f"fneg {self.type(a.dtype)} {a.text}"), a.dtype)
+        return self.sub(self.const(0, a), a)
+
+    def abs(self, a: Lane) -> Lane:
+        if a.dtype.is_float:
+            return self.apply("fabs", a)
+        if a.dtype.np.kind in "ub":
+            return a
+        kind = self.type(a.dtype)
+        name = self.intrinsic("abs", a.dtype)
+        self.fn.declare(f"declare {kind} @{name}({kind}, i1)")
+        return Lane(self.fn.emit(f"call {kind} @{name}({kind} {a.text}, i1 false)"), a.dtype)
+
+    def minimum(self, a: Lane, b: Lane) -> Lane:
+        return self._extremum("minimum", "lt", "smin", "umin", "and", a, b)
+
+    def maximum(self, a: Lane, b: Lane) -> Lane:
+        return self._extremum("maximum", "gt", "smax", "umax", "or", a, b)
+
+    def _extremum(
+        self, what: str, order: str, signed: str, unsigned: str, mask: str, a: Lane, b: Lane
+    ) -> Lane:
+        if self._same(what, a, b) is bool_:
+            return self.op(mask, a, b)
+        if a.dtype.is_int:
+            return self.apply(unsigned if a.dtype.np.kind == "u" else signed, a, b)
+        # ``x > y ? x : y`` is one instruction (vmaxps) and gives y when either is NaN. With a
+        # constant as x that is all; otherwise a NaN in the first operand needs one more select.
+        if b.number is not None and b.number == b.number:
+            a, b = b, a
+        chosen = self.select(self._compare(order, a, b), a, b)
+        if a.number is not None and a.number == a.number:
+            return chosen
+        return self.select(self.isnan(a), a, chosen)
+
+    def sqrt(self, a: Lane) -> Lane:
+        return self.apply("sqrt", a)
+
+    def floor(self, a: Lane) -> Lane:
+        return self.apply("floor", a) if a.dtype.is_float else a
+
+    def ceil(self, a: Lane) -> Lane:
+        return self.apply("ceil", a) if a.dtype.is_float else a
+
+    def round(self, a: Lane) -> Lane:
+        """To nearest, ties to even."""
+        return self.apply("roundeven", a) if a.dtype.is_float else a
+
+    def trunc(self, a: Lane) -> Lane:
+        return self.apply("trunc", a) if a.dtype.is_float else a
+
+    # ---- masks
+
+    def _compare(self, order: str, a: Lane, b: Lane) -> Lane:
+        dtype = self._same(order, a, b)
+        if dtype.is_float:
+            name = "fcmp une" if order == "ne" else f"fcmp o{order}"
+        elif order in ("eq", "ne"):
+            name = f"icmp {order}"
+        else:
+            # A mask is unsigned: True is 1, not -1.
+            name = f"icmp {'s' if dtype.np.kind == 'i' else 'u'}{order}"
+        return Lane(self.fn.emit(f"{name} {self.type(dtype)} {a.text}, {b.text}"), bool_)
+
+    def gt(self, a: Lane, b: Lane) -> Lane:
+        return self._compare("gt", a, b)
+
+    def ge(self, a: Lane, b: Lane) -> Lane:
+        return self._compare("ge", a, b)
+
+    def lt(self, a: Lane, b: Lane) -> Lane:
+        return self._compare("lt", a, b)
+
+    def le(self, a: Lane, b: Lane) -> Lane:
+        return self._compare("le", a, b)
+
+    def eq(self, a: Lane, b: Lane) -> Lane:
+        return self._compare("eq", a, b)
+
+    def ne(self, a: Lane, b: Lane) -> Lane:
+        return self._compare("ne", a, b)
+
+    def isnan(self, a: Lane) -> Lane:
+        if not a.dtype.is_float:
+            return self.constant(False, bool_)
+        return Lane(self.fn.emit(f"fcmp uno {self.type(a.dtype)} {a.text}, {a.text}"), bool_)
+
+    def truth(self, a: Lane) -> Lane:
+        """The mask ``a != 0`` (NaN is true); a mask is itself."""
+        return a if a.dtype is bool_ else self.ne(a, self.const(0, a))
+
+    def logical_and(self, a: Lane, b: Lane) -> Lane:
+        return self.op("and", self.truth(a), self.truth(b))
+
+    def logical_or(self, a: Lane, b: Lane) -> Lane:
+        return self.op("or", self.truth(a), self.truth(b))
+
+    def logical_xor(self, a: Lane, b: Lane) -> Lane:
+        return self.op("xor", self.truth(a), self.truth(b))
+
+    def logical_not(self, a: Lane) -> Lane:
+        return self.op("xor", self.truth(a), self.constant(True, bool_))
+
+    def select(self, mask: Lane, a: Lane, b: Lane) -> Lane:
+        mask = self.truth(mask)
+        kind = self.type(self._same("select", a, b))
+        m = self.type(bool_)
+        text = self.fn.emit(f"select {m} {mask.text}, {kind} {a.text}, {kind} {b.text}")
+        return Lane(text, a.dtype)
+
+    def cast(self, v: Lane, dtype: DType) -> Lane:
+        """Conversion with numpy's rules; out of range float to int is some integer, as in C."""
+        dtype = dtype_of(dtype)
+        source = v.dtype
+        if source is dtype:
+            return v
+        if v.number is not None:
+            return self.constant(float(v.number) if dtype.is_float else v.number, dtype)
+        if dtype is bool_:
+            return self.truth(v)
+        if source is bool_:
+            return self.select(v, self.constant(1, dtype), self.constant(0, dtype))
+        if source.is_float and dtype.is_float:
+            return self.convert("fpext" if dtype.itemsize == 8 else "fptrunc", v, dtype)
+        if source.is_float:
+            wide = dtype if dtype.itemsize >= 4 else int32
+            whole = self.convert("fptosi", v, wide)
+            # Out of range is poison in LLVM; freeze makes it merely unspecified.
+            frozen = Lane(self.fn.emit(f"freeze {self.type(wide)} {whole.text}"), wide)
+            return self.cast(frozen, dtype)
+        signed = source.np.kind == "i"
+        if dtype.is_float:
+            return self.convert("sitofp" if signed else "uitofp", v, dtype)
+        if dtype.itemsize < source.itemsize:
+            return self.convert("trunc", v, dtype)
+        if dtype.itemsize > source.itemsize:
+            return self.convert("sext" if signed else "zext", v, dtype)
+        return Lane(v.text, dtype)
+
+    # ---- transcendental functions: see vector_math
+
+    def exp(self, a: Lane) -> Lane:
+        return vector_math.exp(self, a)
+
+    def expm1(self, a: Lane) -> Lane:
+        return vector_math.expm1(self, a)
+
+    def log(self, a: Lane) -> Lane:
+        return vector_math.log(self, a)
+
+    def log1p(self, a: Lane) -> Lane:
+        return vector_math.log1p(self, a)
+
+    def tanh(self, a: Lane) -> Lane:
+        return vector_math.tanh(self, a)
+
+    def sigmoid(self, a: Lane) -> Lane:
+        return vector_math.sigmoid(self, a)
+
+    def erf(self, a: Lane) -> Lane:
+        return vector_math.erf(self, a)
+
+    def sin(self, a: Lane) -> Lane:
+        return vector_math.sin(self, a)
+
+    def cos(self, a: Lane) -> Lane:
+        return vector_math.cos(self, a)
+
+    def pow(self, a: Lane, b: Lane) -> Lane:
+        return vector_math.pow(self, a, b)
+
+    def uniform(self, seed: Lane, offset: Lane, stream: int) -> Lane:
+        """f32 in [0, 1) at the linear index of each lane; see ``philox``."""
+        return philox.uniform(self, seed, offset, stream)

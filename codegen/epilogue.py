@@ -1,0 +1,334 @@
+"""What happens to a finished tile of a contraction: bias, elementwise operators, stores.
+
+A ``fused`` node of kind ``contraction`` has a body that starts with the contraction (its anchor);
+the elementwise operators after it are applied to the accumulators while they are in registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..ir.graph import Graph, Node, Value
+from ..ir.ops.record import get
+from ..ir.types import DType, Extent, TensorType
+from .brgemm import Tile
+from .emitter import Lane, VectorEmitter, memory_type
+from .text import Function
+
+# Rough instruction counts of elementwise operators; one that is not here costs one.
+_COSTS = {
+    "exp": 12, "expm1": 16, "log": 16, "log1p": 20, "tanh": 18, "sigmoid": 16, "erf": 25,
+    "gelu": 30, "silu": 16, "softplus": 30, "elu": 16, "sin": 25, "cos": 25, "pow": 40,
+    "uniform": 80, "binary_cross_entropy": 40,
+}  # fmt: skip
+# A body of more instructions than this is not repeated for every register of the tile.
+_INLINE_INSTRUCTIONS = 150
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An operand of the elementwise operators: pointer ``%in{source}`` of the kernel.
+
+    ``kind`` is how it lies against the rows and columns of the result: ``full`` (same shape),
+    ``column`` (one element per column), ``row`` (one per row), ``scalar``, or ``key`` (the
+    i64 pair of a random number generator).
+    """
+
+    source: int
+    kind: str
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A contraction with what follows it: the anchor's operator, its operands, its epilogue.
+
+    ``operands`` are the types of the anchor's operands and ``sources`` which of the kernel's
+    inputs they are; ``result`` is the type of the anchor's result.
+    """
+
+    op: str
+    attrs: Mapping[str, Any]
+    operands: tuple[TensorType, ...]
+    sources: tuple[int, ...]
+    result: TensorType
+    epilogue: TileEpilogue
+
+    def pointer(self, operand: int) -> str:
+        """The kernel's parameter that holds an operand of the anchor."""
+        return f"%in{self.sources[operand]}"
+
+
+@dataclass(frozen=True)
+class TileEpilogue:
+    """Bias, elementwise body and stores of a tile.
+
+    ``outputs`` are the dtypes of the results, all of the anchor's shape. ``bias`` is the number of
+    the kernel's input with one element per column. ``results`` are the values of ``body`` that are
+    stored; without a body the tile itself is stored. ``accumulate`` adds the tile to what is there.
+    """
+
+    outputs: tuple[DType, ...]
+    bias: int | None = None
+    accumulate: bool = False
+    operands: tuple[Operand, ...] = ()
+    body: Body | None = None
+
+    # -- in the kernel
+
+    def arguments(
+        self, f: Function, row: str, column: str | int, pitch: int, outputs: Sequence[str] = ()
+    ) -> list[tuple[str, str]]:
+        """What to pass for ``params()``: the tile starts at (row, column), rows are ``pitch`` apart.
+
+        ``outputs`` are the addresses of the results if they are not the kernel's own.
+        """
+        start = f.emit(f"mul nsw i64 {row}, {pitch}")
+        linear = f.emit(f"add nsw i64 {start}, {column}")
+        bases = outputs or [f"%out{k}" for k in range(len(self.outputs))]
+        args = [
+            f.element(base, memory_type(d), linear)
+            for base, d in zip(bases, self.outputs, strict=True)
+        ]
+        if self.bias is not None:
+            args.append(f.element(f"%in{self.bias}", memory_type(self.outputs[0]), column))
+        places = {"full": linear, "column": column, "row": row}
+        for operand in self.operands:
+            base = f"%in{operand.source}"
+            at = places.get(operand.kind)
+            args.append(base if at is None else f.element(base, memory_type(operand.dtype), at))
+        result = [("ptr", a) for a in args]
+        if self._needs_index:
+            result.append(("i64", linear))
+        return result
+
+    @property
+    def _needs_index(self) -> bool:
+        return self.body is not None and self.body.needs_index
+
+    # -- in the micro-kernel
+
+    def params(self) -> list[tuple[str, str]]:
+        params = [("ptr noalias", f"c{k}") for k in range(len(self.outputs))]
+        if self.bias is not None:
+            params.append(("ptr noalias readonly", "bias"))
+        params += [("ptr noalias readonly", f"e{k}") for k in range(len(self.operands))]
+        if self._needs_index:
+            params.append(("i64", "index"))
+        return params
+
+    def initial(self, e: VectorEmitter, tile: Tile) -> list[Lane | None]:
+        if self._in_memory(tile):
+            e.fn.emit(f"alloca [{tile.rows * tile.vectors} x {e.type(tile.dtype)}], align 64", _TILE)
+        if self.bias is None:
+            return [None] * tile.vectors
+        return [
+            _load(e, _offset(e.fn, "%bias", j * tile.lanes, tile.dtype), tile.dtype, tile.active(j))
+            for j in range(tile.vectors)
+        ]
+
+    def finish(self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]) -> None:
+        if not self._in_memory(tile):
+            for j in range(tile.vectors):
+                columns = self._columns(e, tile, j)
+                for i, row in enumerate(values):
+                    self._element(e, tile, tile.c_rows[i], i, j, row[j], columns)
+            return
+        # A long body once per column of vectors, looping over the rows of a copy in memory.
+        f, lanes, size = e.fn, tile.lanes, tile.dtype.itemsize
+        for i, row in enumerate(values):
+            for j, value in enumerate(row):
+                at = _offset(f, _TILE, (i * tile.vectors + j) * lanes, tile.dtype)
+                e.store(value, at, e.lanes * size)
+        pitch = tile.c_rows[1] - tile.c_rows[0]
+        with f.loop(tile.rows) as loop:
+            start = f.emit(f"mul nsw i64 {loop.index}, {pitch}")
+            line = f.emit(f"mul nsw i64 {loop.index}, {tile.vectors * lanes}")
+            here = f.element(_TILE, memory_type(tile.dtype), line)
+            for j in range(tile.vectors):
+                value = e.load(_offset(f, here, j * lanes, tile.dtype), tile.dtype, lanes * size)
+                self._element(e, tile, start, loop.index, j, value, self._columns(e, tile, j))
+
+    def _in_memory(self, tile: Tile) -> bool:
+        if self.body is None or tile.rows < 2:
+            return False
+        steps = {b - a for a, b in zip(tile.c_rows, tile.c_rows[1:], strict=False)}
+        return len(steps) == 1 and self.body.cost * tile.rows * tile.vectors > _INLINE_INSTRUCTIONS
+
+    def _columns(self, e: VectorEmitter, tile: Tile, j: int) -> dict[int, Lane]:
+        """The operands that are the same for all rows."""
+        found = {}
+        for k, operand in enumerate(self.operands):
+            if operand.kind == "column":
+                at = _offset(e.fn, f"%e{k}", j * tile.lanes, operand.dtype)
+                found[k] = _load(e, at, operand.dtype, tile.active(j))
+            elif operand.kind == "scalar":
+                found[k] = e.load_splat(f"%e{k}", operand.dtype)
+        return found
+
+    def _element(
+        self,
+        e: VectorEmitter,
+        tile: Tile,
+        start: int | str,
+        row: int | str,
+        j: int,
+        value: Lane,
+        columns: Mapping[int, Lane],
+    ) -> None:
+        """Finishes one vector: column ``j`` of the row that starts at element ``start``."""
+        f, active = e.fn, tile.active(j)
+
+        def place(base: str, dtype: DType) -> str:
+            there = f.element(base, memory_type(dtype), start)
+            return _offset(f, there, j * tile.lanes, dtype)
+
+        results = [value]
+        if self.body is not None:
+            operands = dict(columns)
+            for k, operand in enumerate(self.operands):
+                if operand.kind == "full":
+                    operands[k] = _load(e, place(f"%e{k}", operand.dtype), operand.dtype, active)
+                elif operand.kind == "row":
+                    at = f.element(f"%e{k}", memory_type(operand.dtype), row)
+                    operands[k] = e.load_splat(at, operand.dtype)
+            index = f"add nsw i64 %index, {start}"
+            if self._needs_index:
+                e.index = f.emit(f"add nsw i64 {f.emit(index)}, {j * tile.lanes}")
+            results = self.body.emit(e, value, operands)
+        for k, (result, dtype) in enumerate(zip(results, self.outputs, strict=True)):
+            at = place(f"%c{k}", dtype)
+            if self.accumulate:
+                result = e.add(_load(e, at, dtype, active), result)
+            if active is None:
+                e.store(result, at)
+            else:
+                e.store_masked(result, at, active)
+
+
+_TILE = "%tile"
+
+
+def _offset(f: Function, base: str, elements: int, dtype: DType) -> str:
+    if elements == 0:
+        return base
+    return f.emit(f"getelementptr inbounds i8, ptr {base}, i64 {elements * dtype.itemsize}")
+
+
+def _load(e: VectorEmitter, address: str, dtype: DType, active: str | None) -> Lane:
+    return e.load(address, dtype) if active is None else e.load_masked(address, dtype, active)
+
+
+@dataclass(frozen=True)
+class Body:
+    """The elementwise operators after the anchor: nodes in order, and which values are stored.
+
+    ``leaves`` are the values that ``operands`` of the epilogue stand for.
+    """
+
+    anchor: Value
+    nodes: tuple[Node, ...]
+    leaves: tuple[Value, ...]
+    results: tuple[Value, ...]
+
+    @property
+    def cost(self) -> int:
+        """Instructions per vector, roughly."""
+        return sum(_COSTS.get(n.op, 1) for n in self.nodes)
+
+    @property
+    def needs_index(self) -> bool:
+        return any(n.op == "uniform" for n in self.nodes)
+
+    def emit(self, e: VectorEmitter, value: Lane, operands: Mapping[int, Lane]) -> list[Lane]:
+        """The results for an accumulator ``value``."""
+        env: dict[Value, Lane] = {self.anchor: value}
+        env |= {self.leaves[k]: lane for k, lane in operands.items()}
+        for node in self.nodes:
+            if node.op == "constant":
+                number = node.attrs["value"]
+                env[node.value] = e.constant(number.item(), node.type.dtype)
+            else:
+                lower = _lowering(node.op)
+                env[node.value] = lower(e, *(env[v] for v in node.operands), **node.attrs)
+        return [env[v] for v in self.results]
+
+
+def _lowering(op: str) -> Callable[..., Any]:
+    lower = get(op).lower
+    if lower is None:
+        raise ValueError(f"operator {op!r} has no elementwise lowering")
+    return lower
+
+
+def contraction_of(node: Node, operands: Sequence[TensorType]) -> Contraction | None:
+    """The contraction that a node computes, or None if its body is not one that tiles can finish.
+
+    ``node`` is a contraction itself or a ``fused`` node; ``operands`` are the types of its operands.
+    """
+    if node.op != "fused":
+        bias = len(operands) - 1 if len(operands) == 3 else None
+        return Contraction(
+            node.op,
+            node.attrs,
+            tuple(operands),
+            tuple(range(len(operands))),
+            node.type,
+            TileEpilogue((node.type.dtype,), bias),
+        )
+    body: Graph = node.attrs["body"]
+    inputs = {n.value: int(n.attrs["path"]) for n in body.sources("input")}
+    rest = [n for n in body.nodes if n.op != "input"]
+    anchors = [n for n in rest if get(n.op).kind in ("contraction", "spatial")]
+    if len(anchors) != 1 or any(v not in inputs for v in anchors[0].operands):
+        return None
+    anchor = anchors[0]
+    rest.remove(anchor)
+    wanted = anchor.type.shape
+    leaves: dict[Value, Operand] = {}
+    for n in rest:
+        if n.op == "constant":
+            if np.ndim(n.attrs["value"]):
+                return None
+            continue
+        if get(n.op).lower is None or n.op == "uniform":
+            return None
+        for v in n.operands:
+            if v in inputs and v not in leaves:
+                kind = _kind(body.type(v).shape, wanted)
+                if kind is None:
+                    return None
+                leaves[v] = Operand(inputs[v], kind, body.type(v).dtype)
+    results = tuple(body.outputs[str(k)] for k in range(len(body.outputs)))
+    if any(body.type(v).shape != wanted or v in inputs for v in results):
+        return None
+    kept = {anchor.value, *leaves, *(n.value for n in rest)}
+    if any(v not in kept for n in rest for v in n.operands):
+        return None
+    sources = tuple(inputs[v] for v in anchor.operands)
+    epilogue = TileEpilogue(
+        tuple(body.type(v).dtype for v in results),
+        sources[2] if len(sources) == 3 else None,
+        operands=tuple(leaves.values()),
+        body=Body(anchor.value, tuple(rest), tuple(leaves), results),
+    )
+    types = tuple(operands[s] for s in sources)
+    return Contraction(anchor.op, anchor.attrs, types, sources, anchor.type, epilogue)
+
+
+def _kind(shape: tuple[Extent, ...], result: tuple[Extent, ...]) -> str | None:
+    """How an operand of ``shape`` lies against the rows and columns of ``result``."""
+    padded = (1,) * (len(result) - len(shape)) + tuple(shape)
+    if padded == tuple(result):
+        return "full"
+    if all(d == 1 for d in padded):
+        return "scalar"
+    if all(d == 1 for d in padded[:-1]) and padded[-1] == result[-1]:
+        return "column"
+    if padded[:-1] == tuple(result[:-1]) and padded[-1] == 1:
+        return "row"
+    return None

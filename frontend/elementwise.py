@@ -1,0 +1,475 @@
+"""Operations on single elements, with PyTorch's names, broadcasting and type promotion.
+
+Each function is also a method of Tensor, with ``input`` as the tensor itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import DTypeError, UnsupportedError
+from ..ir.types import Dim, bool_, float32
+from .dispatch import apply, as_operand, cast, is_tensor, result_type
+from .grad_mode import is_grad_enabled
+
+if TYPE_CHECKING:
+    from .tensor import Tensor
+
+
+def _unary(name: str, meaning: str) -> Callable[[Any], Tensor]:
+    def function(input: Any) -> Tensor:
+        found: Tensor = apply(name, input)
+        return found
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"{meaning}, for each element. Integers are computed as float32."
+    return function
+
+
+exp = _unary("exp", "e to the power x")
+expm1 = _unary("expm1", "exp(x) - 1, precise near 0")
+log = _unary("log", "Natural logarithm")
+log1p = _unary("log1p", "log(1 + x), precise near 0")
+sqrt = _unary("sqrt", "Square root")
+rsqrt = _unary("rsqrt", "1 / sqrt(x)")
+reciprocal = _unary("reciprocal", "1 / x")
+sin = _unary("sin", "Sine")
+cos = _unary("cos", "Cosine")
+erf = _unary("erf", "Error function")
+sigmoid = _unary("sigmoid", "1 / (1 + exp(-x))")
+tanh = _unary("tanh", "Hyperbolic tangent")
+
+
+# -- arithmetic ------------------------------------------------------------------------------
+
+
+def add(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
+    """``input + alpha * other``."""
+    found: Tensor = apply("add", input, _scaled(other, alpha))
+    return found
+
+
+def sub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
+    """``input - alpha * other``; DTypeError for two boolean operands."""
+    if all(result_type(x) is bool_ for x in (input, other)):
+        raise DTypeError(
+            "Subtraction, the `-` operator, with two bool tensors is not supported. "
+            "Use the `^` or `logical_xor()` operator instead."
+        )
+    found: Tensor = apply("sub", input, _scaled(other, alpha))
+    return found
+
+
+def rsub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
+    """``other - alpha * input``."""
+    return sub(other, input, alpha=alpha)
+
+
+def _scaled(other: Any, alpha: float) -> Any:
+    return other if isinstance(alpha, (int, float)) and alpha == 1 else mul(other, alpha)
+
+
+def mul(input: Any, other: Any) -> Tensor:
+    """``input * other``."""
+    found: Tensor = apply("mul", input, other)
+    return found
+
+
+def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
+    """``input / other``; integers give float32. rounding_mode: None, 'trunc' or 'floor'."""
+    if rounding_mode is None:
+        found: Tensor = apply("div", input, other)
+        return found
+    if rounding_mode == "floor":
+        return _rounded_quotient(input, other, np.floor_divide, floor)
+    if rounding_mode == "trunc":
+        return _rounded_quotient(input, other, _trunc_divide, trunc)
+    raise RuntimeError(
+        "div expected rounding_mode to be one of None, 'trunc', or 'floor' but found "
+        f"'{rounding_mode}'"
+    )
+
+
+def floor_divide(input: Any, other: Any) -> Tensor:
+    """The quotient rounded down, as Python's ``//``; keeps integer dtypes."""
+    return _rounded_quotient(input, other, np.floor_divide, floor)
+
+
+def remainder(input: Any, other: Any) -> Tensor:
+    """Python's ``%``: the result has the sign of ``other``."""
+    return _modulo(input, other, np.remainder, floor_divide)
+
+
+def fmod(input: Any, other: Any) -> Tensor:
+    """C's fmod: the result has the sign of ``input``."""
+    return _modulo(input, other, np.fmod, lambda a, b: div(a, b, rounding_mode="trunc"))
+
+
+def _trunc_divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    if a.dtype.kind == "f":
+        return np.trunc(a / b)
+    quotient = np.abs(a) // np.abs(b)
+    return np.where((a < 0) != (b < 0), -quotient, quotient).astype(a.dtype)
+
+
+def _rounded_quotient(
+    a: Any,
+    b: Any,
+    numpy: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    rounding: Callable[[Any], Tensor],
+) -> Tensor:
+    # On arrays the exact integer or Python rule; as a graph, the rounded quotient.
+    dtype = result_type(a, b)
+    x, y = cast(as_operand(a, dtype), dtype), cast(as_operand(b, dtype), dtype)
+    if x._traced or y._traced:
+        return cast(rounding(div(x, y)), dtype)
+    return x._like(_integer_safe(numpy, x._array, y._array))
+
+
+def _modulo(
+    a: Any,
+    b: Any,
+    numpy: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    quotient: Callable[[Any, Any], Tensor],
+) -> Tensor:
+    dtype = result_type(a, b)
+    x, y = cast(as_operand(a, dtype), dtype), cast(as_operand(b, dtype), dtype)
+    recorded = is_grad_enabled() and (x.requires_grad or y.requires_grad)
+    if recorded or x._traced or y._traced:
+        return sub(x, mul(quotient(x, y), y))
+    return x._like(_integer_safe(numpy, x._array, y._array))
+
+
+def _integer_safe(
+    function: Callable[[np.ndarray, np.ndarray], np.ndarray], a: np.ndarray, b: np.ndarray
+) -> np.ndarray:
+    if a.dtype.kind != "f" and not np.all(b):
+        raise RuntimeError("ZeroDivisionError: integer division by zero")
+    with np.errstate(all="ignore"):
+        return function(a, b)
+
+
+def pow(input: Any, exponent: Any) -> Tensor:
+    """``input ** exponent``; RuntimeError for an integer to a negative integer power."""
+    if is_tensor(input) and isinstance(exponent, (int, float)):
+        if isinstance(exponent, int) and exponent < 0 and not input.dtype.is_float:
+            raise RuntimeError("Integers to negative integer powers are not allowed.")
+        special = _POWERS.get(exponent) if input.dtype.is_float else None
+        if special is not None:
+            return special(input)
+    found: Tensor = apply("pow", input, exponent)
+    return found
+
+
+def neg(input: Any) -> Tensor:
+    """``-input``; DTypeError for bool."""
+    x = as_operand(input)
+    if x.dtype is bool_:
+        raise DTypeError(
+            "Negation, the `-` operator, on a bool tensor is not supported. If you are trying to "
+            "invert a mask, use the `~` or `logical_not()` operator instead."
+        )
+    found: Tensor = apply("neg", x)
+    return found
+
+
+def square(input: Any) -> Tensor:
+    """``input * input``."""
+    x = as_operand(input)
+    found: Tensor = apply("square", x) if x.dtype.is_float else mul(x, x)
+    return found
+
+
+_POWERS: dict[float, Callable[[Any], Tensor]] = {
+    1: lambda x: mul(x, 1),
+    2: square,
+    3: lambda x: mul(square(x), x),
+    0.5: sqrt,
+    -0.5: rsqrt,
+    -1: reciprocal,
+    -2: lambda x: reciprocal(square(x)),
+}
+
+
+def _kept(name: str, input: Any) -> Tensor:
+    # Operators that leave integers as they are.
+    x = as_operand(input)
+    found: Tensor = apply(name, x)
+    return found
+
+
+def abs(input: Any) -> Tensor:
+    """Absolute value."""
+    return _kept("abs", input)
+
+
+def sign(input: Any) -> Tensor:
+    """-1, 0 or 1."""
+    return _kept("sign", input)
+
+
+def _rounding(name: str, input: Any) -> Tensor:
+    x = as_operand(input)
+    return _kept(name, x) if x.dtype.is_float else mul(x, 1)
+
+
+def floor(input: Any) -> Tensor:
+    """The largest integer that is not larger, in the same dtype."""
+    return _rounding("floor", input)
+
+
+def ceil(input: Any) -> Tensor:
+    """The smallest integer that is not smaller, in the same dtype."""
+    return _rounding("ceil", input)
+
+
+def trunc(input: Any) -> Tensor:
+    """Towards zero, in the same dtype."""
+    return _rounding("trunc", input)
+
+
+def round(input: Any, *, decimals: int = 0) -> Tensor:
+    """To the nearest integer, ties to even; ``decimals`` digits are kept."""
+    if decimals == 0:
+        return _rounding("round", input)
+    scale = 10.0 ** math.fabs(decimals)
+    if decimals < 0:
+        return mul(_rounding("round", div(input, scale)), scale)
+    return div(_rounding("round", mul(input, scale)), scale)
+
+
+def relu(input: Any) -> Tensor:
+    """``max(x, 0)``."""
+    return _kept("relu", input)
+
+
+def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
+    """Limits to ``[min, max]``: numbers or tensors, at least one of them."""
+    if min is None and max is None:
+        raise RuntimeError("torch.clamp: At least one of 'min' or 'max' must not be None")
+    bounds = [b for b in (min, max) if b is not None]
+    dtype = result_type(input, *bounds)
+    x = cast(as_operand(input), dtype)
+    if dtype.is_float and not any(is_tensor(b) or isinstance(b, Dim) for b in bounds):
+        low = None if min is None else float(min)
+        high = None if max is None else float(max)
+        found: Tensor = apply("clamp", x, min=low, max=high)
+        return found
+    if min is not None:
+        x = maximum(x, as_operand(min, dtype))
+    return x if max is None else minimum(x, as_operand(max, dtype))
+
+
+def clamp_min(input: Any, min: Any) -> Tensor:
+    """``clamp(min=min)``."""
+    return clamp(input, min=min)
+
+
+def clamp_max(input: Any, max: Any) -> Tensor:
+    """``clamp(max=max)``."""
+    return clamp(input, max=max)
+
+
+def maximum(input: Any, other: Any) -> Tensor:
+    """The larger of the two; NaN if either is NaN."""
+    found: Tensor = apply("maximum", input, other)
+    return found
+
+
+def minimum(input: Any, other: Any) -> Tensor:
+    """The smaller of the two; NaN if either is NaN."""
+    found: Tensor = apply("minimum", input, other)
+    return found
+
+
+def where(condition: Any, input: Any = None, other: Any = None) -> Any:
+    """``input`` where the condition holds, else ``other``; alone, the indices where it holds."""
+    if input is None and other is None:
+        return nonzero(condition, as_tuple=True)
+    return apply("where", condition, input, other)
+
+
+def masked_fill(input: Any, mask: Any, value: Any) -> Tensor:
+    """``value`` (a number or 0-d tensor) where ``mask`` is True."""
+    filled = as_operand(value, input.dtype)
+    found: Tensor = apply("where", mask, cast(filled, input.dtype), input)
+    return found
+
+
+def nonzero(input: Any, *, as_tuple: bool = False) -> Any:
+    """Indices of the elements that are not zero: one row each, or one tensor per dimension."""
+    found = np.nonzero(np.atleast_1d(input._eager_array("nonzero")))
+    if as_tuple:
+        return tuple(input._like(i.astype(np.int64)) for i in found)
+    rows = np.stack(found, axis=1).astype(np.int64)
+    return input._like(rows if input.dim() else rows[:, :0])
+
+
+# -- comparison and logic --------------------------------------------------------------------
+
+
+def _binary(name: str, meaning: str) -> Callable[[Any, Any], Tensor]:
+    def function(input: Any, other: Any) -> Tensor:
+        found: Tensor = apply(name, input, other)
+        return found
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"``input {meaning} other`` as bool, for each element."
+    return function
+
+
+eq = _binary("eq", "==")
+ne = _binary("ne", "!=")
+lt = _binary("lt", "<")
+le = _binary("le", "<=")
+gt = _binary("gt", ">")
+ge = _binary("ge", ">=")
+logical_and = _binary("logical_and", "and")
+logical_or = _binary("logical_or", "or")
+logical_xor = _binary("logical_xor", "xor")
+
+
+def logical_not(input: Any) -> Tensor:
+    """True where the element is zero."""
+    found: Tensor = apply("logical_not", input)
+    return found
+
+
+def _bitwise(
+    name: str, function: Callable[..., np.ndarray], logical: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
+    def operation(input: Any, other: Any) -> Tensor:
+        dtype = result_type(input, other)
+        if dtype.is_float:
+            raise RuntimeError(f'"{name}_cpu" not implemented for \'{dtype.name}\'')
+        if dtype is bool_:
+            return logical(input, other)
+        x, y = cast(as_operand(input, dtype), dtype), cast(as_operand(other, dtype), dtype)
+        found: Tensor = x._like(function(x._eager_array(name), y._eager_array(name)))
+        return found
+
+    operation.__name__ = operation.__qualname__ = name
+    operation.__doc__ = "On bits of integers, or logical on bool."
+    return operation
+
+
+bitwise_and = _bitwise("bitwise_and", np.bitwise_and, logical_and)
+bitwise_or = _bitwise("bitwise_or", np.bitwise_or, logical_or)
+bitwise_xor = _bitwise("bitwise_xor", np.bitwise_xor, logical_xor)
+
+
+def bitwise_not(input: Any) -> Tensor:
+    """``~``: the inverse of each bit of integers, or logical not on bool."""
+    if input.dtype is bool_:
+        return logical_not(input)
+    if input.dtype.is_float:
+        raise RuntimeError(f"\"bitwise_not_cpu\" not implemented for '{input.dtype.name}'")
+    found: Tensor = input._like(np.invert(input._eager_array("bitwise_not")))
+    return found
+
+
+def isnan(input: Any) -> Tensor:
+    """True where the element is NaN."""
+    x = as_operand(input)
+    found: Tensor = apply("isnan", x) if x.dtype.is_float else ne(x, x)
+    return found
+
+
+def isinf(input: Any) -> Tensor:
+    """True where the element is infinite."""
+    x = as_operand(input)
+    return eq(abs(x), math.inf) if x.dtype.is_float else ne(x, x)
+
+
+def isfinite(input: Any) -> Tensor:
+    """True where the element is neither infinite nor NaN."""
+    x = as_operand(input)
+    return lt(abs(x), math.inf) if x.dtype.is_float else eq(x, x)
+
+
+def isclose(
+    input: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
+) -> Tensor:
+    """``|input - other| <= atol + rtol * |other|``; both must have one dtype."""
+    if input.dtype is not other.dtype:
+        raise RuntimeError(f"{input.dtype} did not match {other.dtype}")
+    a, b = input._eager_array("isclose"), other._eager_array("isclose")
+    found: Tensor = input._like(np.isclose(a, b, rtol=rtol, atol=atol, equal_nan=equal_nan))
+    return found
+
+
+def allclose(
+    input: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
+) -> bool:
+    """Whether all elements are close (see ``isclose``)."""
+    close = isclose(input, other, rtol=rtol, atol=atol, equal_nan=equal_nan)
+    return bool(close._array.all())
+
+
+def equal(input: Any, other: Any) -> bool:
+    """Whether shapes and all elements are equal."""
+    if input.shape != other.shape:
+        return False
+    return bool(np.array_equal(input._eager_array("equal"), other._eager_array("equal")))
+
+
+def lerp(input: Any, end: Any, weight: Any) -> Tensor:
+    """``input + weight * (end - input)``."""
+    return add(input, mul(weight, sub(end, input)))
+
+
+def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Tensor:
+    """``input + value * tensor1 * tensor2``."""
+    return add(input, mul(tensor1, tensor2), alpha=value)
+
+
+def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Tensor:
+    """``input + value * tensor1 / tensor2``."""
+    return add(input, div(tensor1, tensor2), alpha=value)
+
+
+def _triangle(name: str, input: Any, lower: bool, diagonal: int) -> Tensor:
+    if input.dim() < 2:
+        raise RuntimeError(f"{name}: input tensor must have at least 2 dimensions")
+    rows, columns = input.shape[-2:]
+    if isinstance(rows, Dim) or isinstance(columns, Dim):
+        raise UnsupportedError(
+            f"{name} over the batch dimension of {tuple(input.shape)}: the last two sizes must "
+            "be numbers"
+        )
+    keep = np.tri(rows, columns, diagonal if lower else diagonal - 1, dtype=bool)
+    mask = as_operand(keep if lower else ~keep)
+    found: Tensor = apply("where", mask, input, as_operand(0, input.dtype))
+    return found
+
+
+def tril(input: Any, diagonal: int = 0) -> Tensor:
+    """The lower triangle of the last two dimensions; zero above ``diagonal``."""
+    return _triangle("tril", input, True, diagonal)
+
+
+def triu(input: Any, diagonal: int = 0) -> Tensor:
+    """The upper triangle of the last two dimensions; zero below ``diagonal``."""
+    return _triangle("triu", input, False, diagonal)
+
+
+def nan_to_num(
+    input: Any, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
+) -> Tensor:
+    """Replaces NaN and infinities; None stands for the dtype's largest numbers."""
+    x = as_operand(input)
+    if not x.dtype.is_float:
+        return mul(x, 1)
+    limits = np.finfo(x.dtype.np if x.dtype.is_float else float32.np)
+    x = masked_fill(x, isnan(x), nan)
+    x = masked_fill(x, eq(x, math.inf), float(limits.max) if posinf is None else posinf)
+    return masked_fill(x, eq(x, -math.inf), float(limits.min) if neginf is None else neginf)
+
+
+subtract, multiply, divide, true_divide = sub, mul, div, div
+negative, absolute, clip = neg, abs, clamp
+greater, greater_equal, less, less_equal, not_equal = gt, ge, lt, le, ne

@@ -1,0 +1,361 @@
+"""Tracing: runs a module's Python code once on symbolic tensors and records a graph.
+
+The leading dimension of the inputs is the symbolic batch ``N``. Parameters and buffers of the
+module become ``parameter`` and ``buffer`` nodes named by their ``state_dict`` keys, other tensors
+become constants. What cannot be captured (control flow that depends on data, parameters that no
+module owns) is an error that names the user's line and the fix.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, NoReturn
+
+import numpy as np
+
+from ..errors import BatchSpecializationError, TraceError
+from ..ir.graph import Graph, Source, Value
+from ..ir.types import Dim, DType, Extent, TensorType, dtype_of
+from . import dispatch, grad_mode, tree
+from .nn.module import Module
+from .nn.parameter import Parameter
+from .tensor import Tensor
+
+
+@dataclass
+class Traced:
+    """A captured program: its graph and how its Python arguments and results map to it.
+
+    ``inputs`` are the paths of the tensor arguments in order, ``result`` is the nest that the
+    program returned with output names in place of tensors, ``state`` holds the tensor of every
+    parameter and buffer by path, ``random_streams`` counts the draws from the generator.
+    """
+
+    graph: Graph
+    inputs: list[str]
+    result: Any
+    state: dict[str, Tensor]
+    random_streams: int = 0
+    warnings: list[Any] = field(default_factory=list)
+
+
+class OutputRef(str):
+    """The name of a graph output, standing in the result's nest where its tensor belongs."""
+
+
+def trace(
+    program: Callable[..., Any],
+    modules: dict[str, Module],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None = None,
+    dynamic: bool = True,
+    name: str = "graph",
+) -> Traced:
+    """Captures ``program(*args, **kwargs)``.
+
+    modules: root modules by the prefix of their state's paths ('' for the model itself).
+    args, kwargs: nests of tensors (their shapes and dtypes count, not their values) and of
+    Python values, which are taken as constants. dynamic: whether the leading dimension is the
+    symbolic batch; raises BatchSpecializationError if the program needs it as a number.
+    """
+    tracer = _Tracer(modules, name)
+    kwargs = kwargs or {}
+    named = _bind_names(program, args, kwargs)
+    leaves = tree.flatten(named, _is_tensor)
+    batch = _batch_extent([t for _, t in leaves]) if dynamic else None
+    symbols = {id(t): tracer.input(path, t, batch) for path, t in leaves}
+
+    def symbol(t: Tensor) -> Tensor:
+        return symbols[id(t)]
+
+    traced_args = tree.map_leaves(args, _is_tensor, symbol)
+    traced_kwargs = tree.map_leaves(kwargs, _is_tensor, symbol)
+    previous, dispatch.tracer = dispatch.tracer, tracer
+    tracer.root_frame = sys._getframe()
+    try:
+        with grad_mode.enable_grad():
+            result = program(*traced_args, **traced_kwargs)
+    finally:
+        dispatch.tracer = previous
+    outputs = tree.flatten(result, _is_tensor)
+    if not outputs:
+        raise TraceError(
+            f"{_name_of(program)} returned no tensor (it returned {type(result).__name__}); "
+            "return a tensor, or a tuple, list or dict of tensors"
+        )
+    names: dict[int, str] = {}
+    for path, tensor in outputs:
+        names[id(tensor)] = path or "out"
+        tracer.graph.outputs[path or "out"] = tracer.value_of(tensor)
+    refs = tree.map_leaves(result, _is_tensor, lambda t: OutputRef(names[id(t)]))
+    paths = [path for path, _ in leaves]
+    return Traced(tracer.graph, paths, refs, tracer.used_state, tracer.streams)
+
+
+def batch_dims(tensors: list[Any]) -> list[bool]:
+    """Which of the arguments have the batch as their leading dimension: those whose leading
+    extent equals the first argument's."""
+    lead = _batch_extent(tensors)
+    return [lead is not None and len(t.shape) > 0 and t.shape[0] == lead for t in tensors]
+
+
+def is_symbolic_leaf(value: Any) -> bool:
+    """Whether an argument becomes an input of the graph."""
+    return isinstance(value, Tensor)
+
+
+_is_tensor = is_symbolic_leaf
+
+
+def _batch_extent(tensors: list[Any]) -> int | None:
+    return next((t.shape[0] for t in tensors if len(t.shape) > 0), None)
+
+
+def _bind_names(
+    program: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments under the names of the parameters of the program's signature."""
+    target = program.forward if isinstance(program, Module) else program
+    try:
+        bound = inspect.signature(target).bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{_name_of(program)}: {error}") from None
+    return dict(bound.arguments)
+
+
+def _name_of(program: Any) -> str:
+    if isinstance(program, Module):
+        return f"{type(program).__name__}.forward()"
+    return getattr(program, "__name__", type(program).__name__)
+
+
+class TracedDim(Dim):
+    """The symbolic batch as a program sees it in ``x.shape[0]``: it can be multiplied and passed
+    to ``view``; using it as a number means the graph must be made for one batch size."""
+
+    def _needs_number(self, what: str) -> NoReturn:
+        file, line = dispatch.caller()
+        raise BatchSpecializationError(
+            f"{what} needs the batch size as a number at {file}:{line}, "
+            "where it is the symbolic N"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Dim):
+            return self.coef == other.coef
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if isinstance(other, (int, tuple)) and not caller.startswith(__package__.split(".")[0]):
+            self._needs_number("comparing x.shape[0] with a number")
+        return False
+
+    def __ne__(self, other: object) -> bool:
+        return not self.__eq__(other)
+
+    def __hash__(self) -> int:
+        return hash((self.coef,))
+
+    def __index__(self) -> int:
+        self._needs_number("using x.shape[0] as an integer")
+
+    __int__ = __index__
+
+    def __float__(self) -> float:
+        self._needs_number("float(x.shape[0])")
+
+    def __bool__(self) -> bool:
+        self._needs_number("a condition on x.shape[0]")
+
+    def __lt__(self, other: object) -> bool:
+        self._needs_number("comparing x.shape[0]")
+
+    __le__ = __gt__ = __ge__ = __lt__
+
+    def __add__(self, other: object) -> Any:
+        self._needs_number("adding to x.shape[0]")
+
+    __radd__ = __sub__ = __rsub__ = __truediv__ = __rtruediv__ = __mod__ = __pow__ = __add__
+
+
+def _visible(extent: Extent) -> Extent:
+    return TracedDim(extent.coef) if isinstance(extent, Dim) else extent
+
+
+def _plain(attr: Any) -> Any:
+    """Attributes as the IR keeps them: plain extents, dtypes by their short names."""
+    if isinstance(attr, Dim):
+        return Dim(attr.coef)
+    if isinstance(attr, DType):
+        return attr.short
+    if isinstance(attr, (tuple, list)):
+        return tuple(_plain(a) for a in attr)
+    if isinstance(attr, np.bool_):
+        return bool(attr)
+    if isinstance(attr, np.integer):
+        return int(attr)
+    if isinstance(attr, np.floating):
+        return float(attr)
+    return attr
+
+
+class TracedTensor(Tensor):
+    """A tensor of which only the type is known; operations on it become nodes."""
+
+    _traced = True
+
+    def __init__(self, value: Value, kind: TensorType) -> None:
+        stand_in = np.broadcast_to(np.zeros((), kind.dtype.np), ())
+        self._adopt(stand_in)
+        self._value = value
+        self._kind = kind
+
+    def _no_data(self, what: str) -> NoReturn:
+        file, line = dispatch.caller()
+        raise TraceError(
+            f"{what} at {file}:{line} needs the value of a tensor while the model is being "
+            f"traced, when only its type {self._kind} is known. Data-dependent Python code "
+            "cannot be compiled: use tensor operations (nw.where, masks, clamp), or move this "
+            "code out of forward()"
+        )
+
+
+class _Tracer:
+    """Receives every operation on traced tensors and on the modules' state."""
+
+    def __init__(self, modules: dict[str, Module], name: str) -> None:
+        self.graph = Graph(name)
+        self.root_frame: FrameType | None = None
+        self.streams = 0
+        self.used_state: dict[str, Tensor] = {}
+        self._random: Tensor | None = None
+        self._stack: list[Module] = []
+        self._paths: dict[int, str] = {}
+        self._state: dict[int, tuple[str, str, Tensor]] = {}
+        self._values: dict[int, Value] = {}
+        self._kept: list[Tensor] = []
+        self._updates: dict[int, Tensor] = {}
+        for prefix, module in modules.items():
+            self._register(prefix, module)
+
+    def _register(self, prefix: str, root: Module) -> None:
+        dot = prefix + "." if prefix else ""
+        for path, module in root.named_modules():
+            self._paths.setdefault(id(module), (dot + path).strip("."))
+        for kind, items in (
+            ("parameter", root.named_parameters()),
+            ("buffer", root.named_buffers()),
+        ):
+            for path, tensor in items:
+                self._state.setdefault(id(tensor), (kind, dot + path, tensor))
+
+    # -- the dispatcher's interface --------------------------------------------------------
+
+    def wants(self, tensor: Tensor) -> bool:
+        """Whether an operation on this tensor belongs into the graph."""
+        return tensor._traced or id(tensor) in self._state
+
+    def apply(self, name: str, args: tuple[Tensor, ...], attrs: dict[str, Any]) -> Any:
+        """Adds a node; returns traced tensors for its results."""
+        operands = [self.value_of(t) for t in args]
+        plain = {k: _plain(v) for k, v in attrs.items()}
+        results = self.graph.add(name, *operands, source=self.source(), **plain)
+        if isinstance(results, Value):
+            return self.tensor(results)
+        return tuple(self.tensor(v) for v in results)
+
+    def enter_module(self, module: Module) -> None:
+        self._stack.append(module)
+
+    def exit_module(self, module: Module) -> None:
+        self._stack.pop()
+
+    def update_buffer(self, buffer: Tensor, value: Tensor) -> None:
+        """Notes that a run ends with ``value`` in ``buffer``; later reads see it."""
+        kind, path, _ = self._state.get(id(buffer), ("", "", buffer))
+        if not kind:
+            raise TraceError(
+                f"a buffer of shape {tuple(buffer.shape)} is updated but belongs to no module "
+                "of the traced model; register it with register_buffer()"
+            )
+        self.value_of(buffer)
+        updated = self.value_of(value)
+        self._values[id(buffer)] = updated
+        self.graph.updates[path] = updated
+
+    def random_key(self) -> tuple[Tensor, int]:
+        """The generator's key as an input of the graph, and the number of this draw."""
+        if self._random is None:
+            value = self.graph.add(
+                "input", name="rng", path="rng", type=TensorType(dtype_of("i64"), (2,))
+            )
+            self._random = self.tensor(value)
+        self.streams += 1
+        return self._random, self.streams - 1
+
+    # -- values ----------------------------------------------------------------------------
+
+    def input(self, path: str, like: Tensor, batch: int | None) -> Tensor:
+        """A symbolic argument with the type of ``like``."""
+        shape: tuple[Extent, ...] = tuple(like.shape)
+        if batch is not None and shape and shape[0] == batch:
+            shape = (Dim(1), *shape[1:])
+        kind = TensorType(like.dtype, shape)
+        name = path.replace(".", "_")
+        return self.tensor(self.graph.add("input", name=name, path=path, type=kind))
+
+    def tensor(self, value: Value) -> Tensor:
+        """The traced tensor of a value."""
+        kind = self.graph.type(value)
+        return TracedTensor(value, TensorType(kind.dtype, tuple(map(_visible, kind.shape))))
+
+    def value_of(self, tensor: Tensor) -> Value:
+        """The value of a tensor: traced, state of a module, or a constant."""
+        if isinstance(tensor, TracedTensor):
+            if tensor._value.node not in self.graph:
+                raise TraceError("a tensor of another trace was used; did a module keep it?")
+            return tensor._value
+        if id(tensor) not in self._values:
+            self._values[id(tensor)] = self._add_source(tensor)
+            self._kept.append(tensor)
+        return self._values[id(tensor)]
+
+    def _add_source(self, tensor: Tensor) -> Value:
+        array = tensor._array
+        kind = TensorType(tensor.dtype, tuple(array.shape))
+        if id(tensor) in self._state:
+            role, path, _ = self._state[id(tensor)]
+            self.used_state[path] = tensor
+            name = path.replace(".", "_")
+            return self.graph.add(role, name=name, path=path, type=kind, source=self.source())
+        if isinstance(tensor, Parameter) or tensor.requires_grad:
+            where = self.source()
+            raise TraceError(
+                f"a parameter of shape {tuple(array.shape)} is used{_in(where)} but no module "
+                "of the model owns it, so it would not be trained or saved. Keep layers in "
+                "nn.ModuleList, nn.ModuleDict or nn.Sequential instead of a plain Python list or "
+                "dict, and tensors in nn.Parameter attributes"
+            )
+        return self.graph.add("constant", value=array.copy(), source=self.source())
+
+    # -- where we are ------------------------------------------------------------------------
+
+    def source(self) -> Source:
+        """Module path, and the user's line: the innermost frame outside the package that the
+        traced program runs, else the line that made the module."""
+        module = self._stack[-1] if self._stack else None
+        path = self._paths.get(id(module), "") if module is not None else ""
+        package = __name__.partition(".")[0]
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame is not self.root_frame:
+            if frame.f_globals.get("__name__", "").partition(".")[0] != package:
+                return Source(path, frame.f_code.co_filename, frame.f_lineno)
+            frame = frame.f_back
+        file, line = getattr(module, "_created_at", ("", 0))
+        return Source(path, file, line)
+
+
+def _in(source: Source) -> str:
+    return f" in {source}" if str(source) else ""

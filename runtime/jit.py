@@ -1,0 +1,184 @@
+"""From LLVM IR text to callable machine code, through the object cache.
+
+All code of a process lives in one LLJIT linker, made when first needed. Importing this module does
+not import LLVM.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import re
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CompileError
+from . import cache
+
+if TYPE_CHECKING:
+    from ..codegen.target import Target
+
+
+@dataclass
+class Counters:
+    """What this process did so far: modules compiled by LLVM (and the seconds that took), and
+    object files linked. A second process with a warm cache has zero compilations."""
+
+    compilations: int = 0
+    compile_seconds: float = 0.0
+    loads: int = 0
+
+
+counters = Counters()
+
+_lock = threading.RLock()
+_names = itertools.count()
+_linker: Any = None
+_libraries: weakref.WeakValueDictionary[str, Library] = weakref.WeakValueDictionary()
+
+if hasattr(os, "register_at_fork"):
+    # A fork in the middle of a compilation would leave the child with LLVM's lock held by nobody.
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
+
+
+class Library:
+    """Linked machine code. It is unloaded when the last reference to this object is dropped, so
+    whoever keeps an address keeps the library too."""
+
+    def __init__(self, tracker: Any, symbols: Iterable[str], compiled: bool) -> None:
+        self._tracker = tracker
+        self.symbols: dict[str, int] = {name: int(tracker[name]) for name in symbols}
+        self.compiled = compiled
+        """True if LLVM compiled it now, False if it came from the cache."""
+
+    def address(self, symbol: str) -> int:
+        """Address of a function; raises KeyError naming what there is."""
+        try:
+            return self.symbols[symbol]
+        except KeyError:
+            there = ", ".join(sorted(self.symbols))
+            raise KeyError(f"the library has no symbol {symbol!r}; it has {there}") from None
+
+    def function(self, symbol: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+        """A ctypes function; it releases the GIL while it runs and keeps the library loaded."""
+        function: Any = ctypes.CFUNCTYPE(result, *arguments)(self.address(symbol))
+        function.library = self
+        return function
+
+
+def load(
+    text: str,
+    target: Target | None = None,
+    key_parts: Mapping[str, str] | None = None,
+    *,
+    exports: Iterable[str] | None = None,
+    optimize: bool = True,
+) -> Library:
+    """Compiles a module, or takes its object code from the cache, and links it.
+
+    ``key_parts`` name what else the code depends on, for people who read `ObjectCache.explain`.
+    ``exports`` defaults to every function that is not internal. Undefined symbols are looked up
+    in the process (libc). Loading the same module again gives the same library while it lives.
+    Raises CompileError if LLVM rejects the text or a symbol is missing. Threads may call this.
+    """
+    from ..codegen.target import host
+
+    target = target or host()
+    parts = environment(target) | dict(key_parts or {})
+    parts |= {"ir": text, "optimize": str(optimize)}
+    names = sorted(exported_symbols(text) if exports is None else exports)
+    store = cache.default()
+    with _lock:
+        key = store.key(parts)
+        alive = _libraries.get(key)
+        if alive is not None and alive.symbols.keys() >= set(names):
+            return alive
+        library = _load_cached(store.get(key), names)
+        if library is None:
+            content = compile_text(text, target, optimize)
+            library = _link(content, names, compiled=True)
+            store.put(key, content, parts)
+        _libraries[key] = library
+        return library
+
+
+def compile_text(text: str, target: Target, optimize: bool = True) -> bytes:
+    """Object code of a module, compiled now; counted in ``counters``."""
+    from ..codegen.llvm import compile_ir
+
+    with _lock:
+        start = time.perf_counter()
+        content = compile_ir(text, target, optimize)
+        counters.compilations += 1
+        counters.compile_seconds += time.perf_counter() - start
+        return content
+
+
+def environment(target: Target) -> dict[str, str]:
+    """The parts of a cache key that describe the machine and the compiler."""
+    import llvmlite
+    import llvmlite.binding as llvm
+
+    return {
+        "llvmlite": llvmlite.__version__,
+        "llvm": ".".join(map(str, llvm.llvm_version_info)),
+        "triple": target.triple,
+        "cpu": target.cpu,
+        "features": target.features,
+        "compiler": cache.source_hash(),
+    }
+
+
+_DEFINE = re.compile(r"^define\s+([^@\n]*)@(?:\"([^\"]+)\"|([\w.$-]+))\s*\(", re.MULTILINE)
+
+
+def exported_symbols(text: str) -> list[str]:
+    """Names of the functions that a module defines for others to call."""
+    return [
+        quoted or plain
+        for linkage, quoted, plain in _DEFINE.findall(text)
+        if not {"internal", "private"} & set(linkage.split())
+    ]
+
+
+def _load_cached(content: bytes | None, names: list[str]) -> Library | None:
+    if content is None:
+        return None
+    try:
+        return _link(content, names, compiled=False)
+    except CompileError:  # intact but not linkable here: as good as absent
+        return None
+
+
+def _link(content: bytes, names: list[str], compiled: bool) -> Library:
+    import llvmlite.binding as llvm
+
+    builder = llvm.JITLibraryBuilder().add_object_img(content).add_current_process()
+    for name in names:
+        builder.export_symbol(name)
+    try:
+        # A name can never be used again, not even after the library was unloaded.
+        tracker = builder.link(_process_linker(), f"netwright_{next(_names)}")
+    except RuntimeError as error:
+        raise CompileError(f"cannot link the generated code: {error}") from error
+    counters.loads += 1
+    return Library(tracker, names, compiled)
+
+
+def _process_linker() -> Any:
+    """The LLJIT of this process. It is never disposed: libraries may outlive module teardown."""
+    global _linker
+    if _linker is None:
+        import llvmlite.binding as llvm
+
+        from ..codegen.target import host, target_machine
+
+        _linker = llvm.create_lljit_compiler(target_machine(host()), use_jit_link=True)
+    return _linker
