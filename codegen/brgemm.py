@@ -45,8 +45,8 @@ class Tile:
 
     ``a_rows`` and ``c_rows`` are the offsets of each row in A and C, in elements. The last vector
     has ``tail`` active lanes. ``loops`` is the reduction, outermost loop first; the steps of one
-    loop do not include those of the loops in it. ``padded`` says that B may be read to the end of
-    its last vector.
+    loop do not include those of the loops in it; without loops the tile is what the epilogue starts
+    from. ``padded`` says that B may be read to the end of its last vector.
     """
 
     dtype: DType
@@ -120,7 +120,8 @@ def micro_kernel(
     zero = e.constant(0.0, tile.dtype)
     start = [lane or zero for lane in epilogue.initial(e, tile)]
     sums = [lane.text for _ in range(tile.rows) for lane in start]
-    sums = _Product(f, e, tile).nest(tile.loops, "%a", "%b", sums)
+    if tile.loops:
+        sums = _Product(f, e, tile).nest(tile.loops, "%a", "%b", sums)
     lanes = [Lane(text, tile.dtype) for text in sums]
     rows = [lanes[i * tile.vectors : (i + 1) * tile.vectors] for i in range(tile.rows)]
     epilogue.finish(e, tile, rows)
@@ -245,3 +246,30 @@ def _constant_trips(loops: Sequence[Reduction]) -> int | None:
             return None
         total *= loop.count
     return total
+
+
+class MicroKernels:
+    """The micro-kernels of one kernel, each generated once."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.functions: list[Function] = []
+        self._names: dict[tuple[Tile, Epilogue, tuple[str, ...]], str] = {}
+
+    def name(self, tile: Tile, epilogue: Epilogue, counts: tuple[str, ...] = ()) -> str:
+        """The symbol of a micro-kernel."""
+        key = (tile, epilogue, counts)
+        if key not in self._names:
+            self._names[key] = f"{self.prefix}_{len(self._names)}"
+            self.functions.append(micro_kernel(self._names[key], tile, epilogue, counts))
+        return self._names[key]
+
+
+def halving_rows(largest: int) -> list[int]:
+    """Tile heights that cover any number of rows: the largest, then the powers of two below it."""
+    sizes = [largest]
+    power = 1 << max(0, (largest - 1).bit_length() - 1)
+    while power and largest > 1:
+        sizes.append(power)
+        power //= 2
+    return sizes

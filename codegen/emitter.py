@@ -126,6 +126,19 @@ class VectorEmitter:
             raw = self.fn.emit(f"icmp ne i8 {raw}, 0")
         return self.splat(raw, dtype)
 
+    def load_strided(self, address: str, dtype: DType, stride: str | int) -> Lane:
+        """``lanes`` elements at ``address``, ``stride`` elements apart, loaded one by one."""
+        kind = memory_type(dtype)
+        if self.lanes == 1:
+            return self.load(address, dtype)
+        vector = self._shaped(kind)
+        gathered = "poison"
+        for k in range(self.lanes):
+            at = self.fn.emit(f"mul nsw i64 {stride}, {k}") if k else "0"
+            raw = self.fn.load(kind, self.fn.element(address, kind, at), dtype.itemsize)
+            gathered = self.fn.emit(f"insertelement {vector} {gathered}, {kind} {raw}, i64 {k}")
+        return self._from_memory(gathered, vector, dtype)
+
     def store(self, v: Lane, address: str, align: int | None = None) -> None:
         """Stores ``lanes`` consecutive elements; a mask is stored as bytes 0 and 1."""
         kind = self._shaped(memory_type(v.dtype))

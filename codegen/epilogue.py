@@ -6,7 +6,7 @@ the elementwise operators after it are applied to the accumulators while they ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from ..ir.graph import Graph, Node, Value
 from ..ir.ops.record import get
 from ..ir.types import DType, Extent, TensorType
+from .body import lower_node
 from .brgemm import Tile
 from .emitter import Lane, VectorEmitter, memory_type
 from .text import Function
@@ -69,7 +70,8 @@ class TileEpilogue:
 
     ``outputs`` are the dtypes of the results, all of the anchor's shape. ``bias`` is the number of
     the kernel's input with one element per column. ``results`` are the values of ``body`` that are
-    stored; without a body the tile itself is stored. ``accumulate`` adds the tile to what is there.
+    stored; without a body the tile itself is stored. ``accumulate`` first adds the tile to what the
+    first output holds.
     """
 
     outputs: tuple[DType, ...]
@@ -77,6 +79,12 @@ class TileEpilogue:
     accumulate: bool = False
     operands: tuple[Operand, ...] = ()
     body: Body | None = None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What the code depends on."""
+        body = self.body.key if self.body is not None else ""
+        return self.outputs, self.bias, self.accumulate, self.operands, body
 
     # -- in the kernel
 
@@ -159,15 +167,18 @@ class TileEpilogue:
         steps = {b - a for a, b in zip(tile.c_rows, tile.c_rows[1:], strict=False)}
         return len(steps) == 1 and self.body.cost * tile.rows * tile.vectors > _INLINE_INSTRUCTIONS
 
-    def _columns(self, e: VectorEmitter, tile: Tile, j: int) -> dict[int, Lane]:
+    def _columns(self, e: VectorEmitter, tile: Tile, j: int) -> dict[int, Any]:
         """The operands that are the same for all rows."""
-        found = {}
+        found: dict[int, Any] = {}
         for k, operand in enumerate(self.operands):
             if operand.kind == "column":
                 at = _offset(e.fn, f"%e{k}", j * tile.lanes, operand.dtype)
                 found[k] = _load(e, at, operand.dtype, tile.active(j))
             elif operand.kind == "scalar":
                 found[k] = e.load_splat(f"%e{k}", operand.dtype)
+            elif operand.kind == "key":
+                offset = _offset(e.fn, f"%e{k}", 1, operand.dtype)
+                found[k] = tuple(e.load_splat(a, operand.dtype) for a in (f"%e{k}", offset))
         return found
 
     def _element(
@@ -178,7 +189,7 @@ class TileEpilogue:
         row: int | str,
         j: int,
         value: Lane,
-        columns: Mapping[int, Lane],
+        columns: Mapping[int, Any],
     ) -> None:
         """Finishes one vector: column ``j`` of the row that starts at element ``start``."""
         f, active = e.fn, tile.active(j)
@@ -187,6 +198,8 @@ class TileEpilogue:
             there = f.element(base, memory_type(dtype), start)
             return _offset(f, there, j * tile.lanes, dtype)
 
+        if self.accumulate:
+            value = e.add(_load(e, place("%c0", tile.dtype), tile.dtype, active), value)
         results = [value]
         if self.body is not None:
             operands = dict(columns)
@@ -202,8 +215,6 @@ class TileEpilogue:
             results = self.body.emit(e, value, operands)
         for k, (result, dtype) in enumerate(zip(results, self.outputs, strict=True)):
             at = place(f"%c{k}", dtype)
-            if self.accumulate:
-                result = e.add(_load(e, at, dtype, active), result)
             if active is None:
                 e.store(result, at)
             else:
@@ -241,28 +252,27 @@ class Body:
         return sum(_COSTS.get(n.op, 1) for n in self.nodes)
 
     @property
+    def key(self) -> str:
+        """The body without the names of its nodes, so that equal bodies make equal kernels."""
+        numbers = {v: k for k, v in enumerate([self.anchor, *self.leaves])}
+        text = []
+        for node in self.nodes:
+            operands = [numbers[v] for v in node.operands]
+            text.append(f"{node.op} {operands} {sorted(node.attrs.items())} {node.types}")
+            numbers |= {v: len(numbers) + k for k, v in enumerate(node.values)}
+        return "; ".join([*text, str([numbers[v] for v in self.results])])
+
+    @property
     def needs_index(self) -> bool:
         return any(n.op == "uniform" for n in self.nodes)
 
-    def emit(self, e: VectorEmitter, value: Lane, operands: Mapping[int, Lane]) -> list[Lane]:
+    def emit(self, e: VectorEmitter, value: Lane, operands: Mapping[int, Any]) -> list[Lane]:
         """The results for an accumulator ``value``."""
-        env: dict[Value, Lane] = {self.anchor: value}
+        env: dict[Value, Any] = {self.anchor: value}
         env |= {self.leaves[k]: lane for k, lane in operands.items()}
         for node in self.nodes:
-            if node.op == "constant":
-                number = node.attrs["value"]
-                env[node.value] = e.constant(number.item(), node.type.dtype)
-            else:
-                lower = _lowering(node.op)
-                env[node.value] = lower(e, *(env[v] for v in node.operands), **node.attrs)
+            env[node.value] = lower_node(e, node, [env[v] for v in node.operands])
         return [env[v] for v in self.results]
-
-
-def _lowering(op: str) -> Callable[..., Any]:
-    lower = get(op).lower
-    if lower is None:
-        raise ValueError(f"operator {op!r} has no elementwise lowering")
-    return lower
 
 
 def contraction_of(node: Node, operands: Sequence[TensorType]) -> Contraction | None:
@@ -292,14 +302,17 @@ def contraction_of(node: Node, operands: Sequence[TensorType]) -> Contraction | 
     leaves: dict[Value, Operand] = {}
     for n in rest:
         if n.op == "constant":
-            if np.ndim(n.attrs["value"]):
+            if np.size(n.attrs["value"]) != 1:
                 return None
             continue
-        if get(n.op).lower is None or n.op == "uniform":
+        if n.op == "uniform":
+            if n.type.shape != wanted:
+                return None
+        elif n.op != "broadcast_to" and get(n.op).lower is None:
             return None
         for v in n.operands:
             if v in inputs and v not in leaves:
-                kind = _kind(body.type(v).shape, wanted)
+                kind = "key" if n.op == "uniform" else _kind(body.type(v).shape, wanted)
                 if kind is None:
                     return None
                 leaves[v] = Operand(inputs[v], kind, body.type(v).dtype)

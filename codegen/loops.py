@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..ir.graph import Graph, Node
-from ..ir.types import Dim, DType, Extent, TensorType, float32, float64
+from ..ir.types import Dim, DType, Extent, TensorType, float32, float64, int64
 from .emitter import Lane, VectorEmitter, memory_type
 from .kernel import STATUS_INDEX_OUT_OF_RANGE, Kernel, TaskCount, symbol_for
 from .target import Target
@@ -31,20 +31,12 @@ class KernelWriter:
     def __init__(self, prefix: str, node: Node, graph: Graph, target: Target) -> None:
         self.node, self.target = node, target
         self.inputs: list[TensorType] = [graph.type(v) for v in node.operands]
-        self.symbol = symbol_for(
-            prefix,
-            node.op,
-            [str(t) for t in self.inputs],
-            [str(t) for t in node.types],
-            sorted((k, str(v)) for k, v in node.attrs.items()),
-            target.vector_bytes,
-            target.registers,
-        )
+        self.prefix = prefix
         params = [("ptr noalias", f"out{i}") for i in range(len(node.types))]
         params += [("ptr noalias readonly", f"in{i}") for i in range(len(self.inputs))]
         params += [("ptr noalias", "scratch"), ("ptr", "status")]
         params += [("i64", "N"), ("i64", "begin"), ("i64", "end")]
-        self.fn = Function(self.symbol, params)
+        self.fn = Function(prefix, params)
 
     def emitter(self, dtype: DType, extent: Extent) -> VectorEmitter:
         """Vectors of ``dtype`` for a loop over ``extent``, no wider than it needs."""
@@ -66,8 +58,9 @@ class KernelWriter:
         sizes = [(t.size, t.dtype.itemsize) for t in types]
         per_sample = sum(n.coef * item for n, item in sizes if isinstance(n, Dim))
         fixed = sum(n * item for n, item in sizes if isinstance(n, int))
+        self.fn.name = symbol_for(self.prefix, self.fn.render(), tasks)
         return Kernel(
-            symbol=self.symbol,
+            symbol=self.fn.name,
             text=self.fn.render(),
             declarations=frozenset(self.fn.declarations),
             tasks=tasks,
@@ -192,7 +185,12 @@ def mask_of(e: VectorEmitter, count: Size) -> str:
 
 def lane_indices(e: VectorEmitter, at: Size, dtype: DType) -> Lane:
     """``at + k`` in lane k, as integers of ``dtype``."""
-    first = e.splat(str(at), dtype) if isinstance(at, str) else e.constant(at, dtype)
+    if isinstance(at, int):
+        first = e.constant(at, dtype)
+    else:
+        kind = memory_type(dtype)
+        narrow = at if dtype is int64 else e.fn.emit(f"trunc i64 {at} to {kind}")
+        first = e.splat(narrow, dtype)
     if e.lanes == 1:
         return first
     kind = memory_type(dtype)
@@ -431,6 +429,15 @@ class Row:
 
 
 # ---- tasks over columns
+
+
+def vectors_per_block(target: Target, e: VectorEmitter, inner: Extent) -> int:
+    """Vectors of neighbouring columns per task: a cache line, more where there are many."""
+    if not isinstance(inner, int):
+        return 1
+    line = max(1, 64 // target.vector_bytes)
+    lines = -(-inner // (e.lanes * line))
+    return min(4, line * (4 if lines >= 16 else 2 if lines >= 8 else 1), -(-inner // e.lanes))
 
 
 def for_each_column_block(

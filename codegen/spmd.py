@@ -1,9 +1,9 @@
 """Synchronisation of threads in LLVM IR: waiting for a word to change, and a barrier.
 
 A program runs as SPMD (single program, multiple data): every thread calls the same entry
-``void @entry(ptr args, i64 N, i64 tid, i64 nthreads, ptr barrier)``, does its share of each kernel's
-tasks, and calls ``@nw_barrier(ptr barrier, i64 nthreads)`` where one kernel reads what another
-thread wrote.
+``void @entry(ptr args, i64 N, i64 tid, i64 nthreads, ptr barrier)``, does its share of each
+kernel's tasks, and calls ``@nw_barrier(ptr barrier, i64 nthreads)`` where one kernel reads what
+another thread wrote.
 
 Waiting never burns a core for longer than a bounded time: a thread spins, then sleeps in the
 kernel (futex(2)). What prevents a lost wake-up: a sleeper first counts itself in ``sleepers`` and

@@ -26,8 +26,26 @@ if TYPE_CHECKING:
 class Tracer(Protocol):
     """What takes the operations while a model is captured as a graph."""
 
+    def wants(self, tensor: Tensor) -> bool:
+        """Whether an operation on this tensor belongs into the graph."""
+
     def apply(self, name: str, args: tuple[Tensor, ...], attrs: dict[str, Any]) -> Any:
         """Adds the operation; ``args`` are tensors, already of the promoted dtypes."""
+
+    def assign(self, tensor: Tensor, value: Tensor) -> None:
+        """Makes ``value`` the new content of a traced tensor that is written to in place."""
+
+    def update_buffer(self, buffer: Tensor, value: Tensor) -> None:
+        """Notes that a run ends with ``value`` in ``buffer``; later reads see it."""
+
+    def random_key(self) -> tuple[Tensor, int]:
+        """The generator's key and the stream of this draw."""
+
+    def enter_module(self, module: Any) -> None:
+        """A module's forward begins."""
+
+    def exit_module(self, module: Any) -> None:
+        """A module's forward ends."""
 
 
 tracer: Tracer | None = None
@@ -40,6 +58,12 @@ def register_tensor_class(cls: type[Tensor]) -> None:
     """Called once by ``tensor.py``, which imports this module and not the other way round."""
     global _tensor_class
     _tensor_class = cls
+
+
+def wrap(array: np.ndarray, storage: Any = None) -> Tensor:
+    """A tensor over an array, without copying; ``storage`` if the memory is another tensor's."""
+    made: Tensor = _tensor_class._wrap(array, storage)
+    return made
 
 
 def is_tensor(value: Any) -> bool:
@@ -69,7 +93,7 @@ def apply(name: str, *args: Any, **attrs: Any) -> Any:
     try:
         tensors = _operands(name, args)
         if tracer is not None and (
-            any(t._traced for t in tensors) or any(_is_symbolic(v) for v in attrs.values())
+            any(map(tracer.wants, tensors)) or any(map(_is_symbolic, attrs.values()))
         ):
             return tracer.apply(name, tensors, attrs)
         return _run(name, tensors, attrs)
@@ -79,7 +103,7 @@ def apply(name: str, *args: Any, **attrs: Any) -> Any:
 
 def cast(tensor: Tensor, dtype: DType) -> Tensor:
     """The tensor in another dtype (itself if it has it)."""
-    return tensor if tensor.dtype is dtype else apply("cast", tensor, dtype=dtype)
+    return tensor if tensor.dtype is dtype else apply("cast", tensor, dtype=dtype.short)
 
 
 def result_type(*operands: Any) -> DType:
@@ -100,14 +124,14 @@ def result_type(*operands: Any) -> DType:
 def constant(value: Any, dtype: DType) -> Tensor:
     """A number as a 0-d tensor; RuntimeError if an integer dtype cannot hold it."""
     if isinstance(value, Dim):
-        return apply("extent", size=value, dtype=dtype)
+        return apply("extent", size=value, dtype=dtype.short)
     if dtype.is_int and isinstance(value, (int, np.integer)):
         info = np.iinfo(dtype.np)
         if not info.min <= value <= info.max:
             raise RuntimeError(
                 f"value cannot be converted to type {dtype.name} without overflow: {value}"
             )
-    made: Tensor = _tensor_class._wrap(np.asarray(value, dtype.np))
+    made = wrap(np.asarray(value, dtype.np))
     made._is_constant = True
     return made
 
@@ -117,7 +141,7 @@ def as_operand(value: Any, dtype: DType | None = None) -> Tensor:
     if isinstance(value, _tensor_class):
         return value
     if isinstance(value, np.ndarray):
-        return _tensor_class._wrap(native(value))
+        return wrap(native(value))
     return constant(value, dtype or scalar_dtype(value))
 
 
@@ -166,7 +190,9 @@ def _run(name: str, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Any:
     record = ops.get(name)
     record.infer(*(TensorType(t.dtype, t.shape) for t in inputs), **attrs)
     arrays = [t._array for t in inputs]
-    with np.errstate(all="ignore"):
+    if name == "broadcast_to":
+        result = np.broadcast_to(arrays[0], attrs["shape"])  # a view here, as in PyTorch
+    else:
         result = record.numpy(*arrays, **attrs)
     several = isinstance(result, tuple)
     results = [np.asarray(r) for r in result] if several else [np.asarray(result)]
@@ -182,13 +208,12 @@ def _wrap_result(name: str, array: np.ndarray, inputs: tuple[Tensor, ...]) -> Te
     if name in VIEWS:
         source = inputs[0]
         if array is source._array or np.may_share_memory(array, source._array):
-            view: Tensor = _tensor_class._wrap(array, source._storage)
+            view = wrap(array, source._storage)
             view._is_view = True
             return view
     elif any(array is t._array or array.base is t._array for t in inputs):
         array = array.copy()
-    made: Tensor = _tensor_class._wrap(array)
-    return made
+    return wrap(array)
 
 
 def connect(fn: GradFn, outputs: Sequence[Tensor]) -> None:

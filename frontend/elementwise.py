@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DTypeError, UnsupportedError
-from ..ir.types import Dim, bool_, float32
+from ..ir.types import Dim, bool_, float32, uint8
 from .dispatch import apply, as_operand, cast, is_tensor, result_type
 from .grad_mode import is_grad_enabled
 
@@ -48,8 +48,17 @@ tanh = _unary("tanh", "Hyperbolic tangent")
 
 
 def add(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
-    """``input + alpha * other``."""
-    found: Tensor = apply("add", input, _scaled(other, alpha))
+    """``input + alpha * other``; logical or for bool."""
+    return _on_numbers("add", logical_or, input, _scaled(other, alpha))
+
+
+def _on_numbers(
+    name: str, logical: Callable[[Any, Any], Tensor], input: Any, other: Any
+) -> Tensor:
+    # The records of these operators exclude bool, on which PyTorch defines them as logic.
+    if result_type(input, other) is bool_:
+        return logical(input, other)
+    found: Tensor = apply(name, input, other)
     return found
 
 
@@ -74,9 +83,8 @@ def _scaled(other: Any, alpha: float) -> Any:
 
 
 def mul(input: Any, other: Any) -> Tensor:
-    """``input * other``."""
-    found: Tensor = apply("mul", input, other)
-    return found
+    """``input * other``; logical and for bool."""
+    return _on_numbers("mul", logical_and, input, other)
 
 
 def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
@@ -161,8 +169,14 @@ def pow(input: Any, exponent: Any) -> Tensor:
         special = _POWERS.get(exponent) if input.dtype.is_float else None
         if special is not None:
             return special(input)
-    found: Tensor = apply("pow", input, exponent)
-    return found
+    dtype = result_type(input, exponent)
+    if dtype.is_float:
+        found: Tensor = apply("pow", input, exponent)
+        return found
+    x, y = cast(as_operand(input, dtype), dtype), cast(as_operand(exponent, dtype), dtype)
+    if (y._eager_array("pow of integers") < 0).any():
+        raise RuntimeError("Integers to negative integer powers are not allowed.")
+    return x._like(np.power(x._eager_array("pow of integers"), y._array))
 
 
 def neg(input: Any) -> Tensor:
@@ -276,14 +290,12 @@ def clamp_max(input: Any, max: Any) -> Tensor:
 
 def maximum(input: Any, other: Any) -> Tensor:
     """The larger of the two; NaN if either is NaN."""
-    found: Tensor = apply("maximum", input, other)
-    return found
+    return _on_numbers("maximum", logical_or, input, other)
 
 
 def minimum(input: Any, other: Any) -> Tensor:
     """The smaller of the two; NaN if either is NaN."""
-    found: Tensor = apply("minimum", input, other)
-    return found
+    return _on_numbers("minimum", logical_and, input, other)
 
 
 def where(condition: Any, input: Any = None, other: Any = None) -> Any:
@@ -314,9 +326,12 @@ def nonzero(input: Any, *, as_tuple: bool = False) -> Any:
 
 def _binary(name: str, meaning: str) -> Callable[[Any, Any], Tensor]:
     def function(input: Any, other: Any) -> Tensor:
+        if ordered and result_type(input, other) is bool_:
+            input, other = cast(as_operand(input), uint8), cast(as_operand(other), uint8)
         found: Tensor = apply(name, input, other)
         return found
 
+    ordered = name in ("lt", "le", "gt", "ge")
     function.__name__ = function.__qualname__ = name
     function.__doc__ = f"``input {meaning} other`` as bool, for each element."
     return function

@@ -116,6 +116,7 @@ class GradFn:
         self.op_name = name
         self.edges = tuple(edge_of(t) for t in inputs)
         self.sequence = next(_sequence)
+        self.results = 1
         self.hooks: dict[int, dict[int, Callable[[Tensor], Any]]] = {}
 
     def backward(self, builder: Builder, grads: Sequence[Any]) -> Sequence[Any]:
@@ -160,6 +161,7 @@ class OpGradFn(GradFn):
             )
             for i, (t, edge) in enumerate(zip(inputs, self.edges, strict=True))
         )
+        self.results = len(outputs)
         # No edge here: it would point at this object, and the cycle would keep arrays alive.
         self.saved_outputs = tuple(
             Saved(t._array, t._storage, None, f"output {i} of {self.name()}")
@@ -173,7 +175,17 @@ class OpGradFn(GradFn):
         context = GradContext(
             self.saved_inputs, outputs, self.attrs, tuple(e is not None for e in self.edges)
         )
-        return input_gradients(builder, self.record, context, grads)
+        found = input_gradients(builder, self.record, context, grads)
+        # A rule's None for an operand that needs a gradient stands for zero (floor, sign).
+        return [
+            self._zeros(builder, saved) if g is None and edge is not None else g
+            for g, edge, saved in zip(found, self.edges, self.saved_inputs, strict=True)
+        ]
+
+    @staticmethod
+    def _zeros(builder: Builder, saved: Saved) -> Any:
+        zero = builder.constant(0.0, saved.type.dtype)
+        return builder.op("broadcast_to", zero, shape=saved.type.shape)
 
     def free(self) -> None:
         for saved in self.saved_inputs + self.saved_outputs:

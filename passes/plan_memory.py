@@ -16,54 +16,16 @@ has run; otherwise it is copied at the end.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..ir.graph import Graph, Node, Value
 from ..ir.ops.record import get
+from ..ir.plan import Location, Plan, Step
 from ..ir.types import Dim, numel
 from .fuse_conv_bn_relu import state_only
 
 ALIGN = 64
 SOURCES = ("input", "parameter", "buffer", "constant")
-
-
-@dataclass(frozen=True)
-class Location:
-    """A place: a slot of the argument table and an offset in bytes (per sample in ``batch``)."""
-
-    slot: str
-    offset: int = 0
-
-
-@dataclass(frozen=True)
-class Step:
-    """One kernel launch: the node, or a copy of ``operands[0]`` to ``results[0]``."""
-
-    node: Node | None
-    operands: tuple[Location, ...]
-    results: tuple[Location, ...]
-    copied: Value | None = None
-    commits: bool = False
-
-
-@dataclass
-class Plan:
-    """The memory plan of a graph.
-
-    batch_bytes: size of the batch arena per sample; fixed_bytes, prepared_bytes: sizes of the
-    others. prepare: steps that only depend on state; steps: the rest.
-    """
-
-    batch_bytes: int = 0
-    fixed_bytes: int = 0
-    prepared_bytes: int = 0
-    locations: dict[Value, Location] = field(default_factory=dict)
-    prepare: list[Step] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
-
-    def arena_bytes(self, n: int) -> int:
-        """Working memory for batch size ``n``, in bytes, without state, inputs and outputs."""
-        return self.batch_bytes * n + self.fixed_bytes + self.prepared_bytes
 
 
 def plan_memory(graph: Graph, hoist: bool = False) -> Plan:

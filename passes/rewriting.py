@@ -40,6 +40,10 @@ class Ledger:
         """Notes a rewrite that looked possible and was not done."""
         self._note(Entry(pass_name, code, False, node.name, str(node.source), message))
 
+    def note(self, pass_name: str, code: str, done: bool, message: str) -> None:
+        """Notes something about the whole graph."""
+        self._note(Entry(pass_name, code, done, "", "", message))
+
     def _note(self, entry: Entry) -> None:
         if entry not in self.entries:
             self.entries.append(entry)

@@ -1,9 +1,9 @@
 """Object code on disk, so that a second process compiles nothing.
 
-An entry is named by the sha256 of everything it depends on (`ObjectCache.key`), so that a change of
-any part is a miss and never a wrong hit. The file starts with a checksum of its content: what a crash
-or a full disk truncated is removed and compiled again. Beside it lies a small JSON file with the
-parts, from which `ObjectCache.explain` says why something was not found.
+An entry is named by the sha256 of everything it depends on (`ObjectCache.key`), so that a change
+of any part is a miss and never a wrong hit. The file starts with a checksum of its content: what a
+crash or a full disk truncated is removed and compiled again. Beside it lies a small JSON file with
+the parts, from which `ObjectCache.explain` says why something was not found.
 
 Object code is executed, so only a directory that no other user can write to is used. Whatever goes
 wrong with the disk, the program runs uncached; `info()` tells why.

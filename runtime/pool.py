@@ -1,8 +1,8 @@
 """A persistent pool of native threads that run one SPMD program at a time.
 
-``Pool.run`` is one foreign call: it stores the job, bumps a word that the workers watch, runs thread
-0 itself and waits for the others (`codegen.spmd` explains how waiting works). Workers hold no Python
-state and never take the GIL.
+``Pool.run`` is one foreign call: it stores the job, bumps a word that the workers watch, runs
+thread 0 itself and waits for the others (`codegen.spmd` explains how waiting works). Workers hold
+no Python state and never take the GIL.
 
 - A second Python thread that calls while the pool is busy runs its program alone, with one thread:
   it can neither deadlock nor oversubscribe, and results do not depend on the number of threads.
@@ -22,7 +22,6 @@ import signal
 import threading
 import time
 import warnings
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from ..codegen import spmd
@@ -134,12 +133,15 @@ start:
   %job = getelementptr i8, ptr %state, i64 {_JOB}
   %spin.at = getelementptr i8, ptr %state, i64 {_SPIN}
   %barrier = getelementptr i8, ptr %state, i64 {_BARRIER}
-  %spin = load i64, ptr %spin.at, align 8
+  br label %ready
+ready:
+  %last.ready = phi i32 [%last, %start], [%word, %worked], [%word, %report]
+  %spin = load atomic i64, ptr %spin.at monotonic, align 8
   br label %idle
 idle:
   ; who takes no part in a job does not spin after it
-  %seen = phi i32 [%last, %start], [%word, %look], [%word, %worked], [%word, %report]
-  %budget = phi i64 [%spin, %start], [0, %look], [%spin, %worked], [%spin, %report]
+  %seen = phi i32 [%last.ready, %ready], [%word, %look]
+  %budget = phi i64 [%spin, %ready], [0, %look]
   %word = call i32 @nw_wait(ptr %state, i32 %seen, ptr %sleepers, i64 %budget)
   br label %look
 look:
@@ -162,10 +164,10 @@ call:
 worked:
   %before = atomicrmw sub ptr %pending, i32 1 seq_cst
   %final = icmp eq i32 %before, 1
-  br i1 %final, label %report, label %idle
+  br i1 %final, label %report, label %ready
 report:
   call void @nw_wake(ptr %pending, ptr %joiners)
-  br label %idle
+  br label %ready
 exit:
   ret ptr null
 }}
@@ -185,10 +187,9 @@ class Pool:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._team: _Team | None = None
-        _pools.add(self)
 
     def run(self, entry: int, args: int | None, n: int, nthreads: int) -> int:
-        """Calls ``void entry(ptr args, i64 n, i64 tid, i64 nthreads, ptr barrier)`` on every thread.
+        """Calls ``void entry(ptr args, i64 n, i64 tid, i64 nthreads, ptr barrier)`` on all threads.
 
         ``entry`` and ``args`` are addresses, ``n`` is the batch size. Returns when all threads
         have; the result is the number of threads that ran, which is less than ``nthreads`` if the
@@ -225,17 +226,18 @@ class Pool:
             if self._team is not None:
                 self._team.stop()
                 self._team = None
+                _started.discard(self)
         finally:
             self._lock.release()
         return True
 
     def _grown(self, nthreads: int) -> _Team | None:
         if self._team is None:
-            if not available():
+            if _exiting or not available():
                 return None
             self._team = _Team()
-        if self._team.wanted < nthreads:
-            self._team.grow(nthreads)
+            _started.add(self)
+        self._team.prepare(nthreads)
         return self._team
 
     def _abandon(self) -> None:
@@ -259,22 +261,29 @@ class _Team:
         self._memory = ctypes.create_string_buffer(size + 64)
         self.state = -(-ctypes.addressof(self._memory) // 64) * 64
         self.threads = 1
-        self.wanted = 1
+        self._wanted = 1
+        self._prepared = 1
         self._handles: list[Any] = []
         self._library = library
         word, address = ctypes.c_int64, ctypes.c_void_p
         self.run = library.function("nw_pool_run", None, address, address, address, word, word)
         self._stop = library.function("nw_pool_stop", None, address)
 
-    def grow(self, threads: int) -> None:
-        """Starts workers until there are ``threads`` with the caller; only while none is busy."""
-        self.wanted = threads
+    def prepare(self, threads: int) -> None:
+        """Gets ready to run ``threads`` threads; only while none is busy."""
+        if threads == self._prepared:
+            return
+        self._prepared = threads
         # Spinning is for threads that have a core each; otherwise it keeps the others from theirs.
-        spin = 0 if threads > settings.available_cpus() else 1
-        ticks = _ticks_per_second() * spin
+        ticks = _ticks_per_second() if threads <= settings.available_cpus() else 0.0
         self._put(_SPIN, ctypes.c_int64, int(ticks * DISPATCH_SPIN_SECONDS))
         barrier_spin = _BARRIER + spmd.BARRIER_SPIN_OFFSET
         self._put(barrier_spin, ctypes.c_int64, int(ticks * BARRIER_SPIN_SECONDS))
+        if threads > self._wanted:
+            self._wanted = threads  # what could not be started once is not tried again
+            self._start(threads)
+
+    def _start(self, threads: int) -> None:
         seen = ctypes.c_int32.from_address(self.state).value
         create = _libc().pthread_create
         blocked = {s for s in signal.valid_signals() if _name(s) not in _SYNCHRONOUS}
@@ -306,7 +315,7 @@ class _Team:
         for handle in self._handles:
             _libc().pthread_join(handle, None)
         self._handles.clear()
-        self.threads = self.wanted = 1
+        self.threads = self._wanted = self._prepared = 1
 
     def leak(self) -> None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._memory))
@@ -349,7 +358,7 @@ def _libc() -> ctypes.CDLL:
 
 @functools.lru_cache(maxsize=1)
 def _ticks_per_second() -> float:
-    """Rate of the counter that spinning is measured with; its name says cycles, but it is constant."""
+    """Rate of the counter that spinning is measured with: constant, although LLVM says cycles."""
     ticks = _native().function("nw_pool_ticks", ctypes.c_int64)
     begin, first = time.perf_counter(), ticks()
     while (elapsed := time.perf_counter() - begin) < 300e-6:
@@ -364,17 +373,21 @@ def _name(number: int) -> str:
     return number.name if isinstance(number, signal.Signals) else ""
 
 
-_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+_started: set[Pool] = set()  # strong: a team's memory must outlive its threads
+_exiting = False
 
 
 def _after_fork() -> None:
-    for pool in list(_pools):
+    for pool in _started:
         pool._abandon()
+    _started.clear()
 
 
 @atexit.register
 def _at_exit() -> None:
-    for pool in list(_pools):
+    global _exiting
+    _exiting = True  # a daemon thread that comes now runs alone
+    for pool in list(_started):
         pool._at_exit()
 
 

@@ -5,9 +5,10 @@ NETWRIGHT_NUM_THREADS  threads per call; default: as many as this process may us
                        `num_threads`
 NETWRIGHT_CACHE_DIR    where object code is kept; ``off`` switches the cache off; default:
                        ``$XDG_CACHE_HOME/netwright`` or ``~/.cache/netwright``
-NETWRIGHT_CPU          generate code for this CPU instead of the host (``haswell``); `codegen.target`
-                       reads it, because code generation does not depend on the runtime
-NETWRIGHT_DEBUG        0 (silent) to 5: 1 passes and times, 2 graphs, 3 kernels, 4 LLVM IR, 5 assembly
+NETWRIGHT_CPU          generate code for this CPU instead of the host (``haswell``); read by
+                       `codegen.target`, since code generation does not depend on the runtime
+NETWRIGHT_DEBUG        0 (silent) to 5: 1 passes and times, 2 graphs, 3 kernels, 4 LLVM IR,
+                       5 assembly
 NETWRIGHT_DUMP         directory that every compilation writes its stages to
 NETWRIGHT_DISABLE      1: run every model with the numpy interpreter, compile nothing
 ====================== =========================================================================
@@ -75,10 +76,9 @@ def set_num_threads(n: int | None) -> None:
 
 def available_cpus() -> int:
     """CPUs that this process may use: the affinity mask and the cgroup's quota, rounded up."""
+    cpus = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cpus = len(os.sched_getaffinity(0))
-    else:
-        cpus = os.cpu_count() or 1
     return max(1, min(cpus, cgroup_cpus() or cpus))
 
 
@@ -93,7 +93,7 @@ def cgroup_cpus(root: str = "/") -> int | None:
     mount = Path(root, "sys/fs/cgroup")
     quotas: list[float] = []
     for line in _lines(Path(root, "proc/self/cgroup")):
-        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        _, controllers, path = ([*line.split(":", 2), "", ""])[:3]
         if controllers == "":
             bases = [mount, mount / "unified"]
         elif "cpu" in controllers.split(","):

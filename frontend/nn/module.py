@@ -59,6 +59,8 @@ class Module:
             )
         values: tuple[Any, ...] = (True, {}, {}, set(), {}, OrderedDict(), OrderedDict())
         self.__dict__.update(zip(_INTERNAL, values, strict=True))
+        # Diagnostics name the line that made a layer when its forward has no line of the user's.
+        self.__dict__["_created_at"] = dispatch.caller()
 
     # -- attributes ------------------------------------------------------------------------
 

@@ -1,0 +1,16 @@
+"""Operator records; importing this package registers all of them."""
+
+from . import activations as activations
+from . import contraction as contraction
+from . import convolution as convolution
+from . import elementwise as elementwise
+from . import index as index
+from . import norm as norm
+from . import packing as packing
+from . import pooling as pooling
+from . import random as random
+from . import reduction as reduction
+from . import region as region
+from . import row as row
+from . import shape as shape
+from . import source as source

@@ -139,8 +139,8 @@ unary(
 def _infer_clamp(x: TensorType, *, min: float | None = None, max: float | None = None) -> Any:
     require_number("clamp", x)
     for bound in (min, max):
-        if bound is not None and x.dtype.is_int and bound != int(bound):
-            raise DTypeError(f"clamp: the bound {bound} of {x} is not an integer; cast x to float32")
+        if bound is not None and x.dtype.is_int and not float(bound).is_integer():
+            raise DTypeError(f"clamp: bound {bound} of {x} is not an integer; cast x to float32")
     return x
 
 

@@ -19,7 +19,8 @@ def require_float(op: str, **operands: TensorType | None) -> None:
     for name, t in operands.items():
         if t is not None and not t.dtype.is_float:
             raise DTypeError(
-                f"{op}: {name} is {t.dtype.name}, expected float32 or float64; cast it with .float()"
+                f"{op}: {name} is {t.dtype.name}, expected float32 or float64; "
+                "cast it with .float()"
             )
     require_same_dtype(op, **operands)
 

@@ -56,13 +56,11 @@ def _transposed(b: Any, value: Any) -> Any:
 def _matmul_grad(b: Any, ctx: GradContext, g: Any) -> tuple[Any, ...]:
     x, y = ctx.inputs
     dx = b.matmul(g, _transposed(b, y)) if ctx.needs(0) else None
-    dy = None
-    if ctx.needs(1):
-        if b.type(y).rank == 2:  # sums over the leading dimensions, too
-            dy = b.linear_grad_weight(x, g)
-        else:
-            dy = b.matmul(_transposed(b, x), g)
-    return dx, dy
+    if not ctx.needs(1):
+        return dx, None
+    if b.type(y).rank == 2:  # sums over the leading dimensions, too
+        return dx, b.linear_grad_weight(x, g)
+    return dx, b.matmul(_transposed(b, x), g)
 
 
 def _matmul_samples(rng: np.random.Generator) -> list[Sample]:
@@ -170,8 +168,6 @@ def _linear_grad_weight_samples(rng: np.random.Generator) -> list[Sample]:
     return [Sample((rng.normal(size=(*s, 5)), rng.normal(size=(*s, 7)))) for s in shapes]
 
 
-_TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
-
 register(
     Op(
         "matmul",
@@ -180,7 +176,8 @@ register(
         _matmul,
         grad=_matmul_grad,
         samples=_matmul_samples,
-        **_TOLERANCE,
+        rtol=1e-5,
+        atol=1e-5,
     )
 )
 register(
@@ -191,7 +188,8 @@ register(
         _linear,
         grad=_linear_grad,
         samples=_linear_samples,
-        **_TOLERANCE,
+        rtol=1e-5,
+        atol=1e-5,
     )
 )
 register(
@@ -202,6 +200,7 @@ register(
         _linear_grad_weight,
         grad=_linear_grad_weight_grad,
         samples=_linear_grad_weight_samples,
-        **_TOLERANCE,
+        rtol=1e-5,
+        atol=1e-5,
     )
 )

@@ -166,9 +166,7 @@ def _unfold(
     if padded:
         columns.fill(0)
     for tap in taps((h, w), out, kernel, stride, padding, dilation):
-        columns[(slice(None), tap.kh, tap.kw, slice(None), *tap.out)] = x[
-            (slice(None), slice(None), *tap.inp)
-        ].transpose(1, 0, 2, 3)
+        columns[:, tap.kh, tap.kw][tap.out] = x[tap.inp].transpose(1, 0, 2, 3)
     return columns
 
 
@@ -190,7 +188,7 @@ def _conv2d(
     layout: str,
 ) -> np.ndarray:
     images = to_nchw(x, layout)
-    n, c, height, width = images.shape
+    n, _, height, width = images.shape
     o, cg, *kernel = w.shape
     shape = (kernel[0], kernel[1])
     out = (
@@ -209,7 +207,7 @@ def _conv2d(
             y.fill(0)
             for tap in taps((height, width), out, shape, stride, padding, dilation):
                 factor = w[:, 0, tap.kh, tap.kw, None, None]
-                y[(..., *tap.out)] += images[(..., *tap.inp)] * factor
+                y[tap.out] += images[tap.inp] * factor
         else:
             for part in _parts(n, k * groups * math.prod(out)):
                 columns = _unfold(images[part], shape, out, stride, padding, dilation)
@@ -244,9 +242,8 @@ def _conv2d_grad_input(
             columns = matrix @ _channels_first(gradient[part], groups)
             columns = columns.reshape(cg * groups, *shape, part.stop - part.start, *out)
             for tap in kernel_taps:
-                dx[(part, slice(None), *tap.inp)] += columns[
-                    (slice(None), tap.kh, tap.kw, slice(None), *tap.out)
-                ].transpose(1, 0, 2, 3)
+                reached = columns[:, tap.kh, tap.kw][tap.out]
+                dx[part][tap.inp] += reached.transpose(1, 0, 2, 3)
     return from_nchw(dx, layout)
 
 
@@ -357,13 +354,13 @@ def _conv_cases(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
                 "groups": groups,
                 "layout": layout,
             }
-            x = rng.normal(size=Image(n, c, h, w).shape(layout))
-            g = rng.normal(size=Image(n, o, out[0], out[1]).shape(layout))
+            x = from_nchw(rng.normal(size=shape), layout)
+            g = from_nchw(rng.normal(size=(n, o, *out)), layout)
             yield x, rng.normal(size=(o, c // groups, *kernel)), g, attrs
 
 
 def _conv2d_samples(rng: np.random.Generator) -> list[Sample]:
-    samples = []
+    samples: list[Sample] = []
     for x, w, _, attrs in _conv_cases(rng):
         bias = (rng.normal(size=w.shape[0]),) if len(samples) % 4 < 2 else ()
         samples.append(Sample((x, w, *bias), attrs))
@@ -384,8 +381,6 @@ def _conv2d_grad_weight_samples(rng: np.random.Generator) -> list[Sample]:
     ]
 
 
-_TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
-
 register(
     Op(
         "conv2d",
@@ -394,7 +389,8 @@ register(
         _conv2d,
         grad=_conv2d_grad,
         samples=_conv2d_samples,
-        **_TOLERANCE,
+        rtol=1e-5,
+        atol=1e-5,
     )
 )
 register(
@@ -405,7 +401,8 @@ register(
         _conv2d_grad_input,
         grad=_conv2d_grad_input_grad,
         samples=_conv2d_grad_input_samples,
-        **_TOLERANCE,
+        rtol=1e-5,
+        atol=1e-5,
     )
 )
 register(
@@ -416,6 +413,7 @@ register(
         _conv2d_grad_weight,
         grad=_conv2d_grad_weight_grad,
         samples=_conv2d_grad_weight_samples,
-        **_TOLERANCE,
+        rtol=1e-5,
+        atol=1e-5,
     )
 )

@@ -27,6 +27,7 @@ from .rules import (
 from .special import erf, sigmoid
 
 SPECIAL = np.array([-np.inf, -30.0, -1.0, -0.0, 0.0, 1.0, 30.0, np.inf, np.nan])
+_POWERS = np.array([-np.inf, -2.0, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 3.0, np.inf, np.nan])
 
 Rule = Callable[..., Any]
 
@@ -67,7 +68,8 @@ def _binary(
     lower: Rule,
     *,
     integers: bool = True,
-    positive: bool = False,
+    low: float = -3.0,
+    special: np.ndarray = SPECIAL,
 ) -> None:
     def infer(x: TensorType, y: TensorType) -> TensorType:
         require_same_dtype(name, x, y)
@@ -75,11 +77,10 @@ def _binary(
         return TensorType(x.dtype, broadcast(name, x, y))
 
     def samples(rng: np.random.Generator) -> list[Sample]:
-        low = 0.3 if positive else -3.0
         shapes: list[tuple[tuple[int, ...], tuple[int, ...]]]
         shapes = [((4, 5), (4, 5)), ((4, 5), (5,)), ((3, 1, 2), (4, 1)), ((), (3,)), ((2, 0), ())]
         found = [Sample((points(rng, s, low), points(rng, t, 0.4))) for s, t in shapes]
-        grid = tuple(np.meshgrid(SPECIAL, SPECIAL, indexing="ij"))
+        grid = tuple(np.meshgrid(special, special, indexing="ij"))
         return [*found, Sample(grid, {}, False)]
 
     register(Op(name, "elementwise", infer, numeric(numpy), grad, lower, samples))
@@ -138,7 +139,15 @@ _binary(
 )
 _binary("mul", np.multiply, _mul_grad, lambda e, x, y: e.mul(x, y))
 _binary("div", np.divide, _div_grad, lambda e, x, y: e.div(x, y), integers=False)
-_binary("pow", np.power, _pow_grad, lambda e, x, y: e.pow(x, y), integers=False, positive=True)
+_binary(
+    "pow",
+    np.power,
+    _pow_grad,
+    lambda e, x, y: e.pow(x, y),
+    integers=False,
+    low=0.3,
+    special=_POWERS,
+)
 _binary("maximum", np.maximum, _extremum_grad("lt"), lambda e, x, y: e.maximum(x, y))
 _binary("minimum", np.minimum, _extremum_grad("gt"), lambda e, x, y: e.minimum(x, y))
 

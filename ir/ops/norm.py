@@ -242,7 +242,7 @@ def _layer_norm(
     ndim: int,
     eps: float,
 ) -> tuple[np.ndarray, ...]:
-    """(y, mean, 1 / sqrt(biased variance + eps)), the statistics in the leading dimensions' shape."""
+    """(y, mean, 1 / sqrt(biased variance + eps)); the statistics have the leading dimensions."""
     rows = _rows(x, ndim)
     with np.errstate(all="ignore"):
         mean = _row_means(rows)
@@ -375,8 +375,6 @@ def _layer_norm_grad_samples(rng: np.random.Generator) -> list[Sample]:
     return samples
 
 
-_TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
-
 register(
     Op(
         "batch_norm",
@@ -385,7 +383,8 @@ register(
         _batch_norm,
         grad=_batch_norm_rule,
         samples=_batch_norm_samples,
-        **_TOLERANCE,
+        rtol=1e-5,
+        atol=1e-5,
     )
 )
 register(
@@ -396,7 +395,8 @@ register(
         _batch_norm_train,
         grad=_batch_norm_train_rule,
         samples=_batch_norm_train_samples,
-        **_TOLERANCE,
+        rtol=1e-5,
+        atol=1e-5,
     )
 )
 register(
@@ -406,7 +406,8 @@ register(
         _batch_norm_grad_infer,
         _batch_norm_grad,
         samples=_batch_norm_grad_samples,
-        **_TOLERANCE,
+        rtol=1e-5,
+        atol=1e-5,
     )
 )
 register(
@@ -417,7 +418,8 @@ register(
         _layer_norm,
         grad=_layer_norm_rule,
         samples=_layer_norm_samples,
-        **_TOLERANCE,
+        rtol=1e-5,
+        atol=1e-5,
     )
 )
 register(
@@ -427,6 +429,7 @@ register(
         _layer_norm_grad_infer,
         _layer_norm_grad,
         samples=_layer_norm_grad_samples,
-        **_TOLERANCE,
+        rtol=1e-5,
+        atol=1e-5,
     )
 )

@@ -156,8 +156,8 @@ def _max_pool2d(
     y = np.full((n, c, *out), lowest, x.dtype)
     with np.errstate(all="ignore"):
         for tap in taps(size, out, kernel_size, stride, padding, dilation):
-            reached = y[(..., *tap.out)]
-            np.maximum(reached, images[(..., *tap.inp)], out=reached)
+            reached = y[tap.out]
+            np.maximum(reached, images[tap.inp], out=reached)
     return from_nchw(y, layout)
 
 
@@ -188,11 +188,11 @@ def _max_pool2d_grad(
     routed = np.zeros(y.shape, np.bool_)
     with np.errstate(all="ignore"):
         for tap in taps(size, out, kernel_size, stride, padding, dilation):
-            reached, values = (..., *tap.out), images[(..., *tap.inp)]
-            hit = (values == y[reached]) | np.isnan(values)
-            hit &= ~routed[reached]
-            routed[reached] |= hit
-            dx[(..., *tap.inp)] += np.where(hit, gradient[reached], g.dtype.type(0))
+            values = images[tap.inp]
+            hit = (values == y[tap.out]) | np.isnan(values)
+            hit &= ~routed[tap.out]
+            routed[tap.out] |= hit
+            dx[tap.inp] += np.where(hit, gradient[tap.out], g.dtype.type(0))
     return from_nchw(dx, layout)
 
 
@@ -252,7 +252,7 @@ def _avg_pool2d(
     y = np.zeros((n, c, *out), x.dtype)
     with np.errstate(all="ignore"):
         for tap in taps(size, out, kernel_size, stride, padding):
-            y[(..., *tap.out)] += images[(..., *tap.inp)]
+            y[tap.out] += images[tap.inp]
         y /= _divisors(
             size, out, kernel_size, stride, padding, count_include_pad, divisor_override, x.dtype
         )
@@ -280,7 +280,7 @@ def _avg_pool2d_grad(
             size, out, kernel_size, stride, padding, count_include_pad, divisor_override, g.dtype
         )
         for tap in taps(size, out, kernel_size, stride, padding):
-            dx[(..., *tap.inp)] += share[(..., *tap.out)]
+            dx[tap.inp] += share[tap.out]
     return from_nchw(dx, layout)
 
 
@@ -356,7 +356,7 @@ _CASES: list[tuple[tuple[int, int, int, int], Pair, Pair, Padding, bool]] = [
 ]
 
 
-def _distinct(rng: np.random.Generator, shape: tuple[Any, ...]) -> np.ndarray:
+def _distinct(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """A shuffled grid: no two elements are close, so the maximum has a derivative."""
     count = int(np.prod(shape))
     return (rng.permutation(count) - count / 2).reshape(shape) * 0.1
@@ -372,7 +372,7 @@ def _pool_cases(rng: np.random.Generator) -> Iterator[tuple[np.ndarray, dict[str
                 "ceil_mode": ceil_mode,
                 "layout": layout,
             }
-            yield _distinct(rng, Image(*shape).shape(layout)), attrs
+            yield from_nchw(_distinct(rng, shape), layout), attrs
 
 
 def _gradient(rng: np.random.Generator, x: np.ndarray, attrs: dict[str, Any]) -> np.ndarray:
@@ -387,7 +387,7 @@ def _gradient(rng: np.random.Generator, x: np.ndarray, attrs: dict[str, Any]) ->
         attrs.get("dilation", (1, 1)),
         attrs["ceil_mode"],
     )
-    return rng.normal(size=Image(n, c, *out).shape(layout))
+    return from_nchw(rng.normal(size=(n, c, *out)), layout)
 
 
 def _max_pool2d_samples(rng: np.random.Generator) -> list[Sample]:
@@ -447,7 +447,7 @@ _ADAPTIVE: list[tuple[tuple[int, int, int, int], Pair]] = [
 def _adaptive_samples(rng: np.random.Generator) -> list[Sample]:
     return [
         Sample(
-            (rng.normal(size=Image(*shape).shape(layout)),),
+            (from_nchw(rng.normal(size=shape), layout),),
             {"output_size": output_size, "layout": layout},
         )
         for shape, output_size in _ADAPTIVE
@@ -458,7 +458,7 @@ def _adaptive_samples(rng: np.random.Generator) -> list[Sample]:
 def _adaptive_grad_samples(rng: np.random.Generator) -> list[Sample]:
     return [
         Sample(
-            (rng.normal(size=Image(n, c, *output_size).shape(layout)),),
+            (from_nchw(rng.normal(size=(n, c, *output_size)), layout),),
             {"size": (h, w), "output_size": output_size, "layout": layout},
         )
         for (n, c, h, w), output_size in _ADAPTIVE

@@ -8,6 +8,7 @@ Everything computes on a (N, C, H, W) view; only the memory order differs betwee
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import EllipsisType
 from typing import NamedTuple
 
 import numpy as np
@@ -104,12 +105,12 @@ def pool_extent(
 
 
 class Tap(NamedTuple):
-    """One kernel element: index with ``[..., *tap.out]`` the outputs, ``[..., *tap.inp]`` inputs."""
+    """One kernel element: ``y[tap.out]`` are the outputs that it reaches from ``x[tap.inp]``."""
 
     kh: int
     kw: int
-    out: tuple[slice, slice]
-    inp: tuple[slice, slice]
+    out: tuple[EllipsisType, slice, slice]
+    inp: tuple[EllipsisType, slice, slice]
 
 
 def taps(
@@ -122,7 +123,7 @@ def taps(
     )
     for kh, out_h, in_h in rows:
         for kw, out_w, in_w in columns:
-            yield Tap(kh, kw, (out_h, out_w), (in_h, in_w))
+            yield Tap(kh, kw, (..., out_h, out_w), (..., in_h, in_w))
 
 
 def _axis_taps(

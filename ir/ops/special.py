@@ -58,10 +58,10 @@ def _horner(coefficients: tuple[float, ...], x: np.ndarray) -> np.ndarray:
 
 
 def erf(x: np.ndarray) -> np.ndarray:
-    """The error function, computed in float64 to about one ulp, in the dtype of ``x``."""
+    """The error function in the dtype of ``x``, computed in float64 (relative error < 5e-16)."""
     wide = np.asarray(x, np.float64)
     size = np.abs(wide)
-    out = np.sign(wide)  # already right beyond 6; NaN stays NaN
+    out = np.array(np.sign(wide))  # already right beyond 6; NaN stays NaN
     small = size <= _SMALL
     s = wide[small]
     out[small] = s * _horner(_ERF_P, s * s) / _horner(_ERF_Q, s * s)

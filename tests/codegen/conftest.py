@@ -13,6 +13,9 @@ import pytest
 from netwright.codegen.kernel import Kernel
 from netwright.codegen.llvm import assembly, compile_ir, module_text
 from netwright.codegen.target import AVX2, AVX512, NEON, Target, host, target_machine
+from netwright.ir.graph import Graph, Node, Value
+from netwright.ir.interpreter import run_node
+from netwright.ir.types import TensorType, dtype_of
 
 _ALIGNMENT = 64
 _names = itertools.count()
@@ -122,3 +125,85 @@ def asm_for() -> Callable[[Kernel, Target], Assembly]:
 def target(request: pytest.FixtureRequest) -> Target:
     """Each machine that kernels must be good on."""
     return request.param
+
+
+@dataclass(frozen=True)
+class SingleNode:
+    """A kernel for a graph of one node, to be compared with the operator's numpy record."""
+
+    kernel: Kernel
+    node: Node
+    graph: Graph
+    run: Callable[..., np.ndarray]
+
+    def outputs(self, *arrays: np.ndarray, n: int = 1) -> list[np.ndarray]:
+        """The results for batch size ``n``; they must have the same bits task by task."""
+        tasks = self.kernel.tasks.at(n)
+        found = []
+        for splits in ((), range(1, tasks)):
+            outs = [self._garbage(t.at(n)) for t in self.node.types]
+            status = self.run(self.kernel, outs, self._contiguous(arrays), n, splits)
+            assert not status.any()
+            found.append(outs)
+        for whole, split in zip(*found, strict=True):
+            assert whole.tobytes() == split.tobytes(), "results depend on how tasks are split"
+        return found[0]
+
+    def status(self, *arrays: np.ndarray, n: int = 1) -> np.ndarray:
+        """The status words after a run."""
+        outs = [self._garbage(t.at(n)) for t in self.node.types]
+        return self.run(self.kernel, outs, self._contiguous(arrays), n)
+
+    def expected(self, *arrays: np.ndarray, n: int = 1) -> tuple[np.ndarray, ...]:
+        """The results of the numpy record on the same values in float64."""
+        wide = [a.astype(np.float64) if a.dtype == np.float32 else a for a in arrays]
+        return run_node(self.node, wide, n)
+
+    def check(self, *arrays: np.ndarray, n: int = 1, rtol: float = 2e-6, atol: float = 2e-6) -> None:
+        """Runs the kernel and compares with the record (tolerances are for float32)."""
+        double = all(a.dtype != np.float32 for a in arrays)
+        scale = 1e-7 if double else 1.0
+        for found, wanted in zip(
+            self.outputs(*arrays, n=n), self.expected(*arrays, n=n), strict=True
+        ):
+            assert found.shape == wanted.shape
+            np.testing.assert_allclose(found, wanted, rtol=rtol * scale, atol=atol * scale)
+
+    @staticmethod
+    def _garbage(kind: TensorType) -> np.ndarray:
+        out = aligned(kind.shape, kind.dtype.np)
+        out.reshape(-1).view(np.uint8)[:] = 0x7B
+        return out
+
+    @staticmethod
+    def _contiguous(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [np.ascontiguousarray(a).reshape(a.shape) for a in arrays]
+
+
+@pytest.fixture(scope="session")
+def single(run: Callable[..., np.ndarray]) -> Callable[..., SingleNode]:
+    """``single(emit, op, types, target=host(), **attrs)``: the kernel ``emit`` writes for ``op``.
+
+    ``types`` are TensorTypes, or arrays whose types are meant.
+    """
+
+    def make(
+        emit: Callable[..., Kernel | None],
+        op: str,
+        types: Sequence[TensorType | np.ndarray],
+        target: Target | None = None,
+        **attrs: object,
+    ) -> SingleNode:
+        graph = Graph()
+        kinds = [
+            t if isinstance(t, TensorType) else TensorType(dtype_of(t.dtype), t.shape)
+            for t in types
+        ]
+        inputs = [graph.add("input", path=str(i), type=t) for i, t in enumerate(kinds)]
+        result = graph.add(op, *inputs, **attrs)
+        node = graph.node(result if isinstance(result, Value) else result[0])
+        kernel = emit(node, graph, target or host())
+        assert kernel is not None, f"no kernel for {op} of {kinds}"
+        return SingleNode(kernel, node, graph, run)
+
+    return make

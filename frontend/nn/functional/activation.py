@@ -5,9 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from ...dispatch import apply, cast
+from ...dims import dim_index
+from ...dispatch import apply
 from ...tensor import Tensor
-from .checks import need_float, need_tensor, normal_dim
+from .checks import need_float, need_tensor
 
 
 def _unary(name: str, input: Tensor, inplace: bool = False, **attrs: Any) -> Tensor:
@@ -99,7 +100,7 @@ def _normalised(name: str, input: Tensor, dim: int | None, stacklevel: int, dtyp
     if dtype is not None:
         input = input.to(dtype)
     need_float(name, input)
-    axis = normal_dim(dim, input.ndim)
+    axis = dim_index(dim, input.ndim)
     if input.ndim == 0:
         return apply(name, input.reshape(1), dim=0).reshape(())
     return apply(name, input, dim=axis)

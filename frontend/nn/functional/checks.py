@@ -73,16 +73,6 @@ def spread(
     return numbers * n if len(numbers) == 1 else numbers
 
 
-def normal_dim(dim: int, ndim: int) -> int:
-    """``dim`` counted from the front; IndexError with PyTorch's text if it does not exist."""
-    low, high = (-ndim, ndim - 1) if ndim else (-1, 0)
-    if not low <= dim <= high:
-        raise IndexError(
-            f"Dimension out of range (expected to be in range of [{low}, {high}], but got {dim})"
-        )
-    return dim % ndim if ndim else 0
-
-
 def unsupported(function: str, option: str, fix: str) -> UnsupportedError:
     """The error for an option that PyTorch has and netwright has not."""
     return UnsupportedError(f"{function}(): {option} is not supported; {fix}")

@@ -1,0 +1,1 @@
+"""Between the frontend's objects (Module, Tensor, autograd, Optimizer) and executables."""

@@ -1,0 +1,152 @@
+"""CompiledModule: what ``compile(model)`` returns."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from .. import compiler
+from ..compiler import Compilation, Options
+from ..frontend import autograd, dispatch, grad_mode
+from ..frontend.nn.module import Module
+from ..frontend.tensor import Tensor
+from ..runtime import settings
+from .call import Call
+from .gradients import LazyBackward, TrainingVariant, Wanted, run_training
+from .inspection import Inspection
+from .variant import Variant
+
+
+class CompiledModule(Inspection, Module):
+    """A module that runs compiled code.
+
+    It shares parameters, buffers, submodules and the training flag with the module it was made
+    from, so ``parameters()``, ``state_dict()``, ``train()`` and ``eval()`` act on both. Each new
+    combination of mode, dtypes and shapes (the batch size apart) compiles once.
+    """
+
+    def __init__(self, model: Module, options: Options) -> None:
+        super().__init__()
+        own = self.__dict__
+        own["_model"] = model
+        for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            own[name] = model.__dict__[name]
+        own.pop("training", None)
+        own["_options"] = options
+        own["_variants"] = {}
+        own["_fixed"] = set()
+        own["_compile_lock"] = threading.RLock()
+
+    @property
+    def training(self) -> bool:  # type: ignore[override]
+        """Whether the model is in training mode."""
+        return self._model.training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self._model.training = mode
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_model":
+            raise AttributeError(name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._model, name)
+
+    def __repr__(self) -> str:
+        return f"Compiled({self._model!r})"
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's result, from native code."""
+        call = Call(args, kwargs)
+        if dispatch.tracer is not None or settings.disabled():
+            return self._model(*call.args, **call.kwargs)
+        if not call.leaves:
+            raise TypeError(
+                f"{type(self._model).__name__}: a compiled model needs at least one tensor or "
+                "numpy array as an argument"
+            )
+        wanted = self._wanted(call) if grad_mode.is_grad_enabled() else {}
+        if wanted and self._model.training:
+            training = self._training_variant(call)
+            n = training.batch(call.leaves)
+            function, arrays = run_training(training, n, call, wanted)
+            return training.assemble(_recorded(function, arrays))
+        variant = self._variant("eval", (), call, _compile_inference, Variant)
+        arrays = self._run(variant, call)
+        if not wanted:
+            return variant.assemble({k: dispatch.wrap(a) for k, a in arrays.items()})
+        lazy = LazyBackward(partial(self._training_variant, call), call, wanted)
+        return variant.assemble(_recorded(lazy, arrays))
+
+    def _run(self, variant: Variant, call: Call) -> dict[str, np.ndarray]:
+        n = variant.batch(call.leaves)
+        inputs = variant.inputs(call.leaves)
+        version = variant.state.sync()
+        results = variant.outputs(n)
+        variant.executable.run(n, inputs, results, version)
+        variant.state.committed()
+        return results
+
+    def _wanted(self, call: Call) -> Wanted:
+        wanted: Wanted = {i: t for i, t in enumerate(call.leaves) if t.requires_grad}
+        wanted.update({p: t for p, t in self._model.named_parameters() if t.requires_grad})
+        return wanted
+
+    def _training_variant(self, call: Call) -> TrainingVariant:
+        needs = tuple(self._wanted(call))
+        build = partial(_compile_training, needs=needs)
+        return self._variant("train", needs, call, build, TrainingVariant)
+
+    def _variant(
+        self,
+        mode: str,
+        detail: Any,
+        call: Call,
+        build: Callable[[Compilation, Options], None],
+        kind: Callable[[Compilation], Any],
+    ) -> Any:
+        """The compilation for this call, made if it is new."""
+        flags = tuple([m.training for m in self._model.modules()])
+        general = (mode, flags, detail, call.key(not self._options.dynamic))
+        exact = (*general, tuple(tuple(t.shape) for t in call.leaves))
+        key = exact if general in self._fixed else general
+        variant = self._variants.get(key)
+        if variant is not None:
+            return variant
+        with self._compile_lock:
+            if key not in self._variants:
+                name = type(self._model).__name__
+                made = compiler.capture(
+                    self._model, {"": self._model}, call.args, call.kwargs, self._options, name
+                )
+                build(made, self._options)
+                variant = kind(made)
+                variant.mode = mode if mode == "train" or not any(flags) else "forward"
+                if variant.fixed_batch and self._options.dynamic:
+                    self._fixed.add(general)
+                    key = exact
+                self._variants[key] = variant
+        return self._variants[key]
+
+
+def _compile_inference(made: Compilation, options: Options) -> None:
+    compiler.compile_inference(made, options)
+
+
+def _compile_training(
+    made: Compilation, options: Options, needs: tuple[str | int, ...]
+) -> None:
+    wrt = {made.traced.inputs[k] if isinstance(k, int) else k for k in needs}
+    compiler.compile_training(made, wrt, options)
+
+
+def _recorded(function: Any, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """The results as tensors whose gradients ``function`` computes."""
+    tensors = autograd.record(function, list(arrays.values()))
+    return dict(zip(arrays, tensors, strict=True))

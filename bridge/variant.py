@@ -1,0 +1,135 @@
+"""One compilation bound to a model: its state, its arguments, its results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..compiler import Compilation
+from ..errors import ShapeError
+from ..frontend import tree
+from ..frontend.random import next_key
+from ..frontend.tensor import Tensor
+from ..frontend.trace import OutputRef
+from ..ir.graph import Graph
+from ..ir.types import Dim, TensorType, numel
+from ..passes.split_backward import SAVED
+from ..runtime.executable import Executable
+
+
+class State:
+    """The tensors of parameters and buffers behind an executable's ``state:`` slots."""
+
+    def __init__(self, executable: Executable, tensors: dict[str, Tensor], graph: Graph) -> None:
+        self.executable = executable
+        self.paths = list(tensors)
+        self.tensors = list(tensors.values())
+        self.updated = [tensors[p] for p in graph.updates if p in tensors]
+        self._arrays: list[Any] = [None] * len(self.tensors)
+
+    def sync(self) -> object:
+        """Binds arrays that were exchanged; the state's version, None if it cannot be known."""
+        changed = {}
+        for i, tensor in enumerate(self.tensors):
+            array = tensor._array
+            if array is not self._arrays[i]:
+                if not array.flags.c_contiguous or not array.flags.aligned:
+                    array = tensor._array = np.require(array, requirements=["C", "A", "W", "O"])
+                self._arrays[i] = array
+                changed[self.paths[i]] = array
+        if changed:
+            self.executable.bind(changed)
+        if any(t._storage.exported for t in self.tensors):
+            return None
+        return tuple([t._storage.version for t in self.tensors])
+
+    def committed(self) -> None:
+        """Counts the run's writes as in-place modifications."""
+        for tensor in self.updated:
+            tensor._storage.version += 1
+
+
+class Variant:
+    """One compilation bound to the state it was traced with."""
+
+    def __init__(self, made: Compilation, extra_state: dict[str, Tensor] | None = None) -> None:
+        self.made = made
+        self.traced = made.traced
+        self.executable = made.executables["optimized"]
+        self.graph = made.stages["optimized"]
+        tensors = {**made.traced.state, **(extra_state or {})}
+        self.state = State(self.executable, tensors, self.graph)
+        self.results = {
+            name: self.graph.type(v)
+            for name, v in self.graph.outputs.items()
+            if not name.startswith(SAVED)
+        }
+        self._inputs = {n.attrs["path"]: n.type for n in self.graph.sources("input")}
+        self._checked: set[int] = set()
+        self.fixed_batch = not any(
+            isinstance(d, Dim) for kind in self._inputs.values() for d in kind.shape
+        )
+
+    def path_of(self, key: str | int) -> str:
+        """The graph path of a gradient's target: a parameter's own, or that of input ``key``."""
+        return self.traced.inputs[key] if isinstance(key, int) else key
+
+    def batch(self, leaves: Sequence[Tensor]) -> int:
+        """The batch size of a call, after checking that the program accepts it."""
+        n = 1
+        for path, tensor in zip(self.traced.inputs, leaves, strict=True):
+            kind = self._inputs.get(path)
+            if kind is not None and kind.shape and isinstance(kind.shape[0], Dim):
+                n = tensor.shape[0]
+                break
+        if n not in self._checked:
+            _check_batch_norm(self.traced.graph, n)
+            self._checked.add(n)
+        return n
+
+    def inputs(self, leaves: Sequence[Tensor]) -> dict[str, np.ndarray]:
+        """Contiguous arrays of the inputs that the graph reads."""
+        arrays = {
+            path: np.require(tensor._array, requirements=["C", "A"])
+            for path, tensor in zip(self.traced.inputs, leaves, strict=True)
+        }
+        if self.traced.random_streams:
+            arrays["rng"] = next_key(self.traced.random_streams)
+        return arrays
+
+    def outputs(self, n: int) -> dict[str, np.ndarray]:
+        """New arrays for the results."""
+        return {name: empty(kind, n) for name, kind in self.results.items()}
+
+    def assemble(self, tensors: dict[str, Tensor]) -> Any:
+        """The results in the nest that the program returned."""
+        result = self.traced.result
+        if isinstance(result, OutputRef):
+            return tensors[result]
+        return tree.map_leaves(
+            result, lambda v: isinstance(v, OutputRef), lambda ref: tensors[ref]
+        )
+
+
+def empty(kind: TensorType, n: int) -> np.ndarray:
+    """An uninitialised array of a type at batch size ``n``."""
+    shape = tuple([d.coef * n if isinstance(d, Dim) else d for d in kind.shape])
+    return np.empty(shape, kind.dtype.np)
+
+
+def _check_batch_norm(graph: Graph, n: int) -> None:
+    for node in graph.nodes:
+        if node.op != "batch_norm_train":
+            continue
+        kind = graph.type(node.operands[0])
+        shape = list(kind.at(n).shape)
+        channels = shape.pop(node.attrs["channel_dim"])
+        if numel(shape) == 1:
+            shape.insert(node.attrs["channel_dim"], channels)
+            raise ShapeError(
+                "Expected more than 1 value per channel when training, got input size "
+                f"netwright.Size({shape}) in {node.source}; a last batch of one sample can be left "
+                "out with DataLoader(..., drop_last=True)"
+            )

@@ -1,0 +1,74 @@
+"""Kernels of matmul, linear and linear's weight gradient, with plain and with packed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..ir.graph import Graph, Node
+from ..ir.types import Dim, Extent, TensorType, numel
+from .epilogue import Contraction, contraction_of
+from .gemm import Gemm, gemm_kernel
+from .kernel import Kernel
+from .packing import choose_panel
+from .target import Target
+
+
+def emit_matmul(node: Node, graph: Graph, target: Target) -> Kernel | None:
+    """The kernel of a matrix product, alone or as the anchor of a ``fused`` node.
+
+    None if there is no kernel for it: integers, a symbolic number of columns, or an epilogue that
+    is not elementwise on the result.
+    """
+    operands = [graph.type(v) for v in node.operands]
+    found = contraction_of(node, operands)
+    if found is None or not found.result.dtype.is_float:
+        return None
+    spec = _spec(found, target)
+    if spec is None:
+        return None
+    if spec.blocked and found.epilogue.outputs[0] is not spec.dtype:
+        return None  # the first output holds the partial sums
+    pointers = found.pointer(0), found.pointer(1)
+    return gemm_kernel(found.op, spec, found.epilogue, pointers, len(operands), target)
+
+
+def _spec(found: Contraction, target: Target) -> Gemm | None:
+    a, b = found.operands[:2]
+    dtype, n = found.result.dtype, found.result.shape[-1]
+    if not isinstance(n, int) or n < 1:
+        return None
+    panel = found.attrs.get("panel") or choose_panel(n, target, dtype)
+    if panel % target.lanes(dtype):
+        return None
+    if found.op == "matmul":
+        return _matmul(a, b, n, panel)
+    if found.op == "linear_grad_weight":
+        out = a.shape[-1]
+        rows = numel(a.shape[:-1])
+        return None if isinstance(out, Dim) else Gemm(dtype, out, n, rows, 1, out, "rows", panel)
+    if found.op in ("linear", "linear_packed", "matmul_packed"):
+        k = a.shape[-1]
+        if isinstance(k, Dim):
+            return None
+        form = "columns" if found.op == "linear" else "packed"
+        return Gemm(dtype, numel(a.shape[:-1]), n, k, k, 1, form, panel)
+    return None
+
+
+def _matmul(a: TensorType, b: TensorType, n: int, panel: int) -> Gemm | None:
+    k, m = a.shape[-1], a.shape[-2]
+    if isinstance(k, Dim):
+        return None
+    if b.rank == 2 or all(d == 1 for d in b.shape[:-2]):
+        # One matrix for the whole batch: its rows are rows of one product.
+        if _same_leading(a.shape, b.shape):
+            return Gemm(a.dtype, numel(a.shape[:-1]), n, k, k, 1, "rows", panel)
+    rank = max(a.rank, b.rank) - 2
+    a_batch, b_batch = ((1,) * (rank + 2 - t.rank) + t.shape[:-2] for t in (a, b))
+    batch = tuple(y if x == 1 else x for x, y in zip(a_batch, b_batch, strict=True))
+    return Gemm(a.dtype, m, n, k, k, 1, "rows", panel, batch, a_batch, b_batch)
+
+
+def _same_leading(a: Sequence[Extent], b: Sequence[Extent]) -> bool:
+    """Whether the result has exactly A's leading extents."""
+    return len(b) <= len(a)

@@ -1,0 +1,210 @@
+"""compile(): the whole pipeline. Read ``lower`` and ``build`` first; they list the passes in order.
+
+    Module --trace--> Graph --passes--> Graph --plan--> Plan --emit--> Program --link--> Executable
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from .codegen.matmul import choose_panel
+from .codegen.program import emit_program
+from .codegen.target import Target, host
+from .errors import BatchSpecializationError, LintWarning
+from .frontend import trace as tracing
+from .frontend.nn.module import Module
+from .ir.graph import Graph
+from .ir.plan import Plan
+from .ir.verify import verify
+from .passes.apply_optimizer import Update, apply_optimizer
+from .passes.assign_layout import assign_layout
+from .passes.differentiate import differentiate
+from .passes.eliminate_common_subexpressions import eliminate_common_subexpressions
+from .passes.eliminate_dead_code import eliminate_dead_code
+from .passes.eliminate_redundant_softmax import eliminate_redundant_softmax
+from .passes.fold_constants import fold_constants
+from .passes.fuse_conv_bn_relu import fuse_conv_bn_relu
+from .passes.fuse_elementwise import fuse_elementwise
+from .passes.lint import lint
+from .passes.pack_weights import pack_weights
+from .passes.plan_memory import plan_memory
+from .passes.rewriting import Ledger
+from .passes.simplify import simplify
+from .passes.split_backward import split_backward
+from .runtime.executable import Executable
+
+PASSES = (
+    "eliminate_redundant_softmax",
+    "simplify",
+    "fold_constants",
+    "eliminate_common_subexpressions",
+    "eliminate_dead_code",
+    "assign_layout",
+    "fuse_conv_bn_relu",
+    "fuse_elementwise",
+    "pack_weights",
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose; ``passes`` switches single passes off by name."""
+
+    strict: bool = False
+    dynamic: bool = True
+    passes: Mapping[str, bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.passes) - set(PASSES))
+        if unknown:
+            raise ValueError(
+                f"compile(): unknown pass {', '.join(map(repr, unknown))}; "
+                f"the passes are {', '.join(PASSES)}"
+            )
+
+    def enabled(self, name: str) -> bool:
+        """Whether a pass runs."""
+        return self.passes.get(name, True)
+
+
+@dataclass
+class Compilation:
+    """Everything that was made for one mode and one kind of input: graphs of all stages, what the
+    passes did, the plan, the executable, and where the time went (seconds)."""
+
+    traced: tracing.Traced
+    stages: dict[str, Graph]
+    ledger: Ledger
+    seconds: dict[str, float] = field(default_factory=dict)
+    plans: dict[str, Plan] = field(default_factory=dict)
+    executables: dict[str, Executable] = field(default_factory=dict)
+
+    @property
+    def fallbacks(self) -> list[Any]:
+        """Nodes that run through numpy."""
+        return [n for e in self.executables.values() for n in e.program.fallbacks]
+
+
+def capture(
+    program: Callable[..., Any],
+    modules: dict[str, Module],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: Options,
+    name: str,
+) -> Compilation:
+    """Traces a program; falls back to a fixed batch size if it needs the batch as a number."""
+    start = time.perf_counter()
+    ledger = Ledger()
+    try:
+        traced = tracing.trace(program, modules, args, kwargs, options.dynamic, name)
+    except BatchSpecializationError as error:
+        ledger.note("trace", "T001", False, f"compiled for one batch size: {error}")
+        traced = tracing.trace(program, modules, args, kwargs, False, name)
+    for warning in lint(traced.graph):
+        warnings.warn(warning, LintWarning, stacklevel=4)
+    made = Compilation(traced, {"traced": traced.graph}, ledger)
+    made.seconds["trace"] = time.perf_counter() - start
+    return made
+
+
+def compile_inference(made: Compilation, options: Options, target: Target | None = None) -> None:
+    """Forward only; what depends on parameters alone is computed when a parameter changes."""
+    graph = clean(made.traced.graph, made, options)
+    made.stages["optimized"] = lower(graph, made, options)
+    build(made, "optimized", target or host(), hoist=True)
+
+
+def compile_training(
+    made: Compilation, wrt: set[str], options: Options, target: Target | None = None
+) -> None:
+    """Forward and backward for autograd, as two executables that share saved values."""
+    graph = clean(made.traced.graph, made, options)
+    graph = made.stages["differentiate"] = differentiate(graph, wrt)
+    graph = clean(graph, made, options, "_backward")
+    if options.enabled("assign_layout"):
+        graph = made.stages["assign_layout"] = assign_layout(graph, made.ledger)
+    forward, backward = split_backward(graph)
+    made.stages["optimized"] = lower(forward, made, options)
+    made.stages["backward"] = lower(backward, made, options)
+    build(made, "optimized", target or host(), hoist=True)
+    build(made, "backward", target or host(), hoist=True)
+
+
+def compile_step(
+    made: Compilation, updates: list[Update], options: Options, target: Target | None = None
+) -> None:
+    """Forward, loss, backward and update as one executable."""
+    graph = made.traced.graph
+    graph = clean(graph, made, options)
+    wrt = {u.path for u in updates}
+    graph = made.stages["differentiate"] = differentiate(graph, wrt, loss="out")
+    graph = made.stages["apply_optimizer"] = apply_optimizer(graph, updates)
+    graph = clean(graph, made, options, "_backward")
+    made.stages["optimized"] = lower(graph, made, options)
+    build(made, "optimized", target or host(), hoist=False)
+
+
+def clean(graph: Graph, made: Compilation, options: Options, suffix: str = "") -> Graph:
+    """The passes that only remove work."""
+    if not options.strict and not suffix and options.enabled("eliminate_redundant_softmax"):
+        graph = _run("eliminate_redundant_softmax", eliminate_redundant_softmax, graph, made)
+    for name, apply in (
+        ("simplify", simplify),
+        ("fold_constants", fold_constants),
+        ("eliminate_common_subexpressions", eliminate_common_subexpressions),
+        ("eliminate_dead_code", eliminate_dead_code),
+    ):
+        if options.enabled(name):
+            graph = _run(name + suffix, apply, graph, made)
+    return graph
+
+
+def lower(graph: Graph, made: Compilation, options: Options) -> Graph:
+    """The passes that choose layouts and form kernels."""
+    passes: list[tuple[str, Callable[..., Graph]]] = [
+        ("assign_layout", assign_layout),
+        ("fuse_conv_bn_relu", fuse_conv_bn_relu),
+        ("fuse_elementwise", fuse_elementwise),
+        ("pack_weights", partial(_pack, target=host())),
+        ("eliminate_dead_code", eliminate_dead_code),
+    ]
+    prefix = "backward." if graph.name.endswith("_backward") else ""
+    for name, apply in passes:
+        if options.enabled(name):
+            graph = _run(prefix + name, apply, graph, made)
+    return graph
+
+
+def build(made: Compilation, stage: str, target: Target, hoist: bool) -> None:
+    """Plans memory, emits, compiles (or loads from the cache) and links the graph of a stage."""
+    graph = made.stages[stage]
+    verify(graph)
+    times = [time.perf_counter()]
+    plan = made.plans[stage] = plan_memory(graph, hoist)
+    times.append(time.perf_counter())
+    program = emit_program(graph, plan, target)
+    times.append(time.perf_counter())
+    constants = {n.name: n.attrs["value"] for n in graph.sources("constant")}
+    made.executables[stage] = Executable(program, target, constants)
+    times.append(time.perf_counter())
+    for what, a, b in zip(("plan", "emit", "compile"), times, times[1:], strict=False):
+        made.seconds[what] = made.seconds.get(what, 0.0) + b - a
+
+
+def _pack(graph: Graph, ledger: Ledger, target: Target) -> Graph:
+    return pack_weights(graph, partial(choose_panel, target=target), ledger)
+
+
+def _run(
+    name: str, apply: Callable[..., Graph], graph: Graph, made: Compilation
+) -> Graph:
+    start = time.perf_counter()
+    graph = made.stages[name] = apply(graph, made.ledger)
+    made.seconds["passes"] = made.seconds.get("passes", 0.0) + time.perf_counter() - start
+    return graph

@@ -1,0 +1,70 @@
+"""torch.nn.functional: the layers and losses as functions."""
+
+from ...shaping import flatten
+from .activation import (
+    elu,
+    gelu,
+    hardsigmoid,
+    hardswish,
+    leaky_relu,
+    log_softmax,
+    relu,
+    relu6,
+    sigmoid,
+    silu,
+    softmax,
+    softplus,
+    tanh,
+)
+from .classification import cross_entropy, nll_loss
+from .dropout import dropout, dropout2d
+from .embedding import embedding, one_hot
+from .linear import conv1d, conv2d, linear
+from .loss import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    l1_loss,
+    mse_loss,
+    smooth_l1_loss,
+)
+from .norm import batch_norm, layer_norm, normalize
+from .pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from .shape import pad
+
+__all__ = [
+    "adaptive_avg_pool2d",
+    "avg_pool2d",
+    "batch_norm",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "conv1d",
+    "conv2d",
+    "cross_entropy",
+    "dropout",
+    "dropout2d",
+    "elu",
+    "embedding",
+    "flatten",
+    "gelu",
+    "hardsigmoid",
+    "hardswish",
+    "l1_loss",
+    "layer_norm",
+    "leaky_relu",
+    "linear",
+    "log_softmax",
+    "max_pool2d",
+    "mse_loss",
+    "nll_loss",
+    "normalize",
+    "one_hot",
+    "pad",
+    "relu",
+    "relu6",
+    "sigmoid",
+    "silu",
+    "smooth_l1_loss",
+    "softmax",
+    "softplus",
+    "tanh",
+]

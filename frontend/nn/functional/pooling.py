@@ -1,0 +1,96 @@
+"""Pooling over the two last dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Union
+
+from ....errors import ShapeError
+from ...dispatch import apply
+from ...tensor import Tensor
+from .checks import need_tensor, sizes, spread, unsupported
+
+Ints = Union[int, Sequence[int]]
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor:
+    """Maximum of each window; stride None means kernel_size. Input (N, C, H, W) or (C, H, W)."""
+    if return_indices:
+        raise unsupported("max_pool2d", "return_indices=True", "use the maxima alone")
+    dilations = spread(dilation, 2, "max_pool2d", "dilation", minimum=1)
+    windows = _windows("max_pool2d", kernel_size, stride, padding, dilations)
+    return _pool("max_pool2d", input, dilation=dilations, ceil_mode=bool(ceil_mode), **windows)
+
+
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Ints = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """Mean of each window, over its size, its unpadded size or ``divisor_override``."""
+    if divisor_override == 0:
+        raise RuntimeError("divisor must be not zero")
+    windows = _windows("avg_pool2d", kernel_size, stride, padding, (1, 1))
+    return _pool(
+        "avg_pool2d",
+        input,
+        ceil_mode=bool(ceil_mode),
+        count_include_pad=bool(count_include_pad),
+        divisor_override=divisor_override,
+        **windows,
+    )
+
+
+def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
+    """Means of windows that divide the image into ``output_size``; None keeps an extent."""
+    need_tensor("adaptive_avg_pool2d", "input", 1, input)
+    size = tuple(output_size) if isinstance(output_size, Sequence) else (output_size,) * 2
+    if len(size) != 2:
+        raise ShapeError(f"adaptive_avg_pool2d: output_size must be 2, got {list(size)}")
+    if input.ndim not in (3, 4):
+        raise ShapeError(
+            f"adaptive_avg_pool2d(): Expected 3D or 4D tensor, but got {sizes(input.shape)}"
+        )
+    numbers = tuple(d if s is None else s for s, d in zip(size, input.shape[-2:], strict=True))
+    return _pool("adaptive_avg_pool2d", input, output_size=numbers)
+
+
+def _windows(
+    name: str, kernel_size: Ints, stride: Ints | None, padding: Ints, dilation: tuple[int, ...]
+) -> dict[str, Any]:
+    kernel = spread(kernel_size, 2, name, "kernel_size", minimum=1)
+    no_stride = stride is None or (isinstance(stride, Sequence) and not stride)
+    strides = kernel if no_stride else spread(stride, 2, name, "stride", minimum=1)
+    pads = spread(padding, 2, name, "padding", minimum=0)
+    for p, k, d in zip(pads, kernel, dilation, strict=True):
+        if p > (d * (k - 1) + 1) // 2:
+            raise ShapeError(
+                f"pad should be at most half of effective kernel size, but got pad={p}, "
+                f"kernel_size={k} and dilation={d}"
+            )
+    return {"kernel_size": kernel, "stride": strides, "padding": tuple((p, p) for p in pads)}
+
+
+def _pool(name: str, input: Tensor, **attrs: Any) -> Tensor:
+    need_tensor(name, "input", 1, input)
+    if input.ndim == 4:
+        return apply(name, input, layout="NCHW", **attrs)
+    if input.ndim != 3:
+        raise ShapeError(
+            f"{name}(): non-empty 3D or 4D (batch mode) tensor expected for input, but got size "
+            f"{sizes(input.shape)}"
+        )
+    y = apply(name, input.reshape(1, *input.shape), layout="NCHW", **attrs)
+    return y.reshape(*y.shape[1:])

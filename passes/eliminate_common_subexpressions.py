@@ -1,0 +1,62 @@
+"""Computes equal expressions once.
+
+Before::
+
+    %a: f32[N,4] = exp(%x)
+    %b: f32[N,4] = exp(%x)
+    %c: f32[N,4] = mul(%a, %b)
+
+After::
+
+    %a: f32[N,4] = exp(%x)
+    %c: f32[N,4] = mul(%a, %a)
+
+Random numbers are functions of a key, a stream and an index, so equal draws are equal values too:
+the backward pass shares the dropout mask of the forward pass.
+
+Skips: nodes that differ in any attribute; inputs and state.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..ir.graph import Graph, Node, Value
+from .rewriting import Ledger, rebuild
+
+NAME = "eliminate_common_subexpressions"
+_KEPT = ("input", "parameter", "buffer", "fused")
+
+
+def eliminate_common_subexpressions(graph: Graph, ledger: Ledger | None = None) -> Graph:
+    """The graph in which no two nodes compute the same."""
+    known: dict[Any, tuple[Value, ...]] = {}
+
+    def emit(new: Graph, node: Node, operands: list[Value]) -> tuple[Value, ...] | None:
+        if node.op in _KEPT:
+            return None
+        key = (node.op, tuple(operands), _attrs_key(node))
+        if key in known:
+            if ledger is not None and node.operands:
+                ledger.did(NAME, "D201", node, f"%{node.name} equals {known[key][0]}")
+            return known[key]
+        result = new.add(
+            node.op, *operands, name=node.name, source=node.source, **node.attrs
+        )
+        known[key] = (result,) if isinstance(result, Value) else result
+        return known[key]
+
+    return rebuild(graph, emit)
+
+
+def _attrs_key(node: Node) -> tuple[Any, ...]:
+    items = []
+    for key in sorted(node.attrs):
+        value = node.attrs[key]
+        if isinstance(value, np.ndarray):
+            items.append((key, str(value.dtype), value.shape, value.tobytes()))
+        else:
+            items.append((key, type(value).__name__, repr(value)))
+    return tuple(items)

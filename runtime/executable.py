@@ -1,0 +1,152 @@
+"""A linked program with its memory: binds state, fills the argument table, calls the entry."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..ir.interpreter import run_node
+from ..ir.plan import Location
+from ..ir.types import TensorType
+from . import jit, pool, settings
+from .memory import address, allocate
+
+if TYPE_CHECKING:
+    from ..codegen.program import Fallback, Program
+    from ..codegen.target import Target
+
+
+class Executable:
+    """Runs a program. ``state`` arrays are bound once and read (and updated) in place.
+
+    Calls from several Python threads take turns: the arena is one.
+    """
+
+    def __init__(
+        self, program: Program, target: Target, constants: Mapping[str, np.ndarray]
+    ) -> None:
+        self.program = program
+        self.library = jit.load(program.text, target, {"graph": program.name})
+        self._lock = threading.RLock()
+        self._slots = {name: i for i, name in enumerate(program.slots)}
+        self._table = np.zeros(len(program.slots), np.uint64)
+        self._table_address = address(self._table)
+        self._status = np.zeros(2, np.int64)
+        self._bases: dict[str, np.ndarray] = {}
+        self._capacity = -1
+        self._threads = 0
+        self._prepared_for: object = None
+        self._entries = [
+            self.library.address(s.entry) if hasattr(s, "entry") else 0 for s in program.run
+        ]
+        self._set("status", self._status)
+        self._set("prepared", allocate(program.prepared_bytes))
+        for name, array in constants.items():
+            self._set("constant:" + name, np.ascontiguousarray(array))
+
+    @property
+    def fallbacks(self) -> int:
+        """How many operators run through numpy."""
+        return len(self.program.fallbacks)
+
+    def arena_bytes(self, n: int) -> int:
+        """Working memory for batch size ``n``, in bytes."""
+        p = self.program
+        return p.batch_bytes * n + p.fixed_bytes + p.prepared_bytes
+
+    def bind(self, state: Mapping[str, np.ndarray]) -> None:
+        """Uses these C-contiguous arrays as parameters and buffers by path."""
+        with self._lock:
+            for path, array in state.items():
+                self._set("state:" + path, array)
+            self._prepared_for = None
+
+    def run(
+        self,
+        n: int,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
+        version: object = None,
+    ) -> None:
+        """One call: reads ``inputs`` and state, writes ``outputs`` and updated state.
+
+        All arrays are C-contiguous and of the graph's types at batch size ``n``. What depends on
+        state alone is computed again when ``version`` differs from the last call's (or is None).
+        Raises IndexError if a kernel met a label or index out of range; state is unchanged then.
+        """
+        with self._lock:
+            self._reserve(n)
+            for path, array in inputs.items():
+                self._set("input:" + path, array)
+            for name, array in outputs.items():
+                self._set("output:" + name, array)
+            self._status[0] = 0
+            if self.program.prepare and (version is None or version != self._prepared_for):
+                self._run_segments(self.program.prepare, n)
+                self._prepared_for = version
+            self._run_segments(self.program.run, n)
+            if self._status[0]:
+                raise IndexError(self._bad_index())
+
+    def _run_segments(self, segments: Sequence[Any], n: int) -> None:
+        for segment in segments:
+            if hasattr(segment, "entry"):
+                entry = self.library.address(segment.entry)
+                pool.run(entry, self._table_address, n, self._threads)
+            elif not (segment.commits and self._status[0]):
+                self._run_fallback(segment, n)
+
+    def _run_fallback(self, segment: Fallback, n: int) -> None:
+        operands = [self._view(loc, kind, n) for loc, kind in segment.operands]
+        with np.errstate(all="ignore"):
+            results = run_node(segment.node, operands, n)
+        for result, (loc, kind) in zip(results, segment.results, strict=True):
+            self._view(loc, kind, n)[...] = result
+
+    def _view(self, location: Location, kind: TensorType, n: int) -> np.ndarray:
+        """The array at a place of the memory plan."""
+        concrete = kind.at(n)
+        shape = tuple(int(d) for d in concrete.shape)  # type: ignore[arg-type]
+        dtype = kind.dtype.np
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        base = self._bases[location.slot]
+        if base.dtype != np.uint8 or base.ndim != 1:
+            base = base.reshape(-1).view(np.uint8) if base.size else np.empty(0, np.uint8)
+        start = location.offset * (n if location.slot == "batch" else 1)
+        return base[start : start + size].view(dtype).reshape(shape)
+
+    def _set(self, slot: str, array: np.ndarray) -> None:
+        index = self._slots.get(slot)
+        if index is not None:
+            self._bases[slot] = array
+            self._table[index] = address(array)
+
+    def _reserve(self, n: int) -> None:
+        threads = settings.num_threads()
+        if n > self._capacity:
+            self._set("batch", allocate(self.program.batch_bytes * max(n, 1)))
+            if self._capacity < 0:
+                self._set("fixed", allocate(self.program.fixed_bytes))
+            self._capacity = n
+        if threads > self._threads:
+            self._set("scratch", allocate(self.program.scratch_bytes * threads))
+        self._threads = threads
+
+    def _bad_index(self) -> str:
+        value = int(self._status[1])
+        suspects = [
+            f"{launch.node.op} ({launch.node.source})" if str(launch.node.source)
+            else launch.node.op
+            for launch in self.program.launches
+            if launch.node.op in ("cross_entropy", "embedding", "gather")
+        ]
+        where = ", ".join(dict.fromkeys(suspects)) or self.program.name
+        return (
+            f"Target {value} is out of bounds: an index or label does not fit the table or the "
+            f"number of classes, in {where}. No parameter was changed"
+        )
+
+
