@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from .codegen.matmul import choose_panel
+from .codegen.packing import choose_panel
 from .codegen.program import emit_program
 from .codegen.target import Target, host
 from .errors import BatchSpecializationError, LintWarning
@@ -198,7 +198,7 @@ def build(made: Compilation, stage: str, target: Target, hoist: bool) -> None:
 
 
 def _pack(graph: Graph, ledger: Ledger, target: Target) -> Graph:
-    return pack_weights(graph, partial(choose_panel, target=target), ledger)
+    return pack_weights(graph, lambda n, dtype: choose_panel(n, target, dtype), ledger)
 
 
 def _run(

@@ -10,7 +10,7 @@ import numpy as np
 from ..compiler import Compilation
 from ..errors import ShapeError
 from ..frontend import tree
-from ..frontend.random import next_key
+from ..frontend.random import default_generator
 from ..frontend.tensor import Tensor
 from ..frontend.trace import OutputRef
 from ..ir.graph import Graph
@@ -27,6 +27,7 @@ class State:
         self.paths = list(tensors)
         self.tensors = list(tensors.values())
         self.updated = [tensors[p] for p in graph.updates if p in tensors]
+        self._positions = {path: i for i, path in enumerate(self.paths)}
         self._arrays: list[Any] = [None] * len(self.tensors)
 
     def sync(self) -> object:
@@ -45,6 +46,14 @@ class State:
             return None
         return tuple([t._storage.version for t in self.tensors])
 
+    def exchange(self, path: str, tensor: Tensor) -> None:
+        """Uses another tensor for ``path`` (an optimizer that loaded a checkpoint has new ones)."""
+        index = self._positions.get(path)
+        if index is not None and self.tensors[index] is not tensor:
+            old = self.tensors[index]
+            self.tensors[index] = tensor
+            self.updated = [tensor if t is old else t for t in self.updated]
+
     def committed(self) -> None:
         """Counts the run's writes as in-place modifications."""
         for tensor in self.updated:
@@ -53,6 +62,8 @@ class State:
 
 class Variant:
     """One compilation bound to the state it was traced with."""
+
+    mode = "eval"
 
     def __init__(self, made: Compilation, extra_state: dict[str, Tensor] | None = None) -> None:
         self.made = made
@@ -96,7 +107,7 @@ class Variant:
             for path, tensor in zip(self.traced.inputs, leaves, strict=True)
         }
         if self.traced.random_streams:
-            arrays["rng"] = next_key(self.traced.random_streams)
+            arrays["rng"] = default_generator.next_key(self.traced.random_streams)
         return arrays
 
     def outputs(self, n: int) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ PASSED_THROUGH = ("input", "constant", "extent", "broadcast_to", "uniform")
 def lower_body(
     e: VectorEmitter, body: Graph, inputs: Mapping[str, Any], load: Any = None
 ) -> list[Lane]:
-    """Emits the body of a ``fused`` node for one step and returns its outputs '0', '1', .. in order.
+    """Emits the body of a ``fused`` node for one step; returns its outputs '0', '1', .. in order.
 
     ``inputs`` maps the path of an input ('0', '1', ..) to its Lane; a path that is missing is
     fetched with ``load(path)`` when it is first used. The key of a ``uniform`` (i64[2]) is a pair

@@ -227,12 +227,15 @@ class _Product:
         return self.f.loop(count, carry=carry)
 
     def _unroll(self, count: int | str) -> int:
-        """Iterations per trip: a power of two, or a near divisor of the count."""
+        """Iterations per trip: a power of two, or a near divisor of the count.
+
+        More than four make the scheduler for AArch64 hold so many rows of B that it spills.
+        """
         unroll = 1
-        while 2 * unroll * self.work <= _UNROLLED and unroll < 8:
+        while 2 * unroll * self.work <= _UNROLLED and unroll < 4:
             unroll *= 2
         if isinstance(count, int):
-            for near in (unroll, unroll + 1, unroll - 1):
+            for near in (unroll, unroll - 1):
                 if near > 1 and count % near == 0:
                     return near
         return unroll

@@ -180,8 +180,8 @@ class VectorEmitter:
     def _from_memory(self, raw: str, kind: str, dtype: DType) -> Lane:
         if dtype is not bool_:
             return Lane(raw, dtype)
-        return Lane(self.fn.emit(f"icmp ne {kind} {raw}, zeroinitializer" if self.lanes > 1
-                                 else f"icmp ne i8 {raw}, 0"), bool_)
+        zero = "zeroinitializer" if self.lanes > 1 else "0"
+        return Lane(self.fn.emit(f"icmp ne {kind} {raw}, {zero}"), bool_)
 
     # ---- building blocks
 
@@ -219,35 +219,26 @@ class VectorEmitter:
                 raise CompileError(f"{what} got values of dtypes {kinds}; cast them to one dtype")
         return dtype
 
-    def _pick(self, what: str, v: Lane, floating: str, signed: str, unsigned: str, mask: str) -> str:
-        kind = v.dtype
-        name = (
-            floating
-            if kind.is_float
-            else mask
-            if kind is bool_
-            else unsigned
-            if kind.np.kind == "u"
-            else signed
-        )
+    def _pick(self, what: str, v: Lane, floating: str, integer: str, mask: str) -> str:
+        name = floating if v.dtype.is_float else mask if v.dtype is bool_ else integer
         if not name:
-            raise UnsupportedError(f"{what} of {kind.name} has no native kernel")
+            raise UnsupportedError(f"{what} of {v.dtype.name} has no native kernel")
         return name
 
     # ---- arithmetic
 
     def add(self, a: Lane, b: Lane) -> Lane:
-        return self.op(self._pick("add", a, "fadd", "add", "add", "or"), a, b)
+        return self.op(self._pick("add", a, "fadd", "add", "or"), a, b)
 
     def sub(self, a: Lane, b: Lane) -> Lane:
-        return self.op(self._pick("sub", a, "fsub", "sub", "sub", ""), a, b)
+        return self.op(self._pick("sub", a, "fsub", "sub", ""), a, b)
 
     def mul(self, a: Lane, b: Lane) -> Lane:
-        return self.op(self._pick("mul", a, "fmul", "mul", "mul", "and"), a, b)
+        return self.op(self._pick("mul", a, "fmul", "mul", "and"), a, b)
 
     def div(self, a: Lane, b: Lane) -> Lane:
         # Integer division traps on zero; the frontend promotes true division to a float dtype.
-        return self.op(self._pick("div", a, "fdiv", "", "", ""), a, b)
+        return self.op(self._pick("div", a, "fdiv", "", ""), a, b)
 
     def fma(self, a: Lane, b: Lane, c: Lane) -> Lane:
         """a * b + c, rounded once for floats."""
@@ -426,6 +417,14 @@ class VectorEmitter:
         return vector_math.cos(self, a)
 
     def pow(self, a: Lane, b: Lane) -> Lane:
+        if b.number == 1:
+            return a
+        if b.number == 2:
+            return self.mul(a, a)
+        if b.number == 3:
+            return self.mul(self.mul(a, a), a)
+        if b.number == -1:
+            return self.div(self.const(1, a), a)
         return vector_math.pow(self, a, b)
 
     def uniform(self, seed: Lane, offset: Lane, stream: int) -> Lane:

@@ -452,34 +452,48 @@ def for_each_column_block(
 
     A block is ``group`` vectors (one if ``inner`` is symbolic); the last one may be partial.
     """
-    fn, lanes = w.fn, e.lanes
     if isinstance(inner, Dim):
         return _for_symbolic_columns(w, e, outer, inner, body)
-    block = lanes * group
-    blocks = max(1, -(-inner // block))
+    blocks = column_blocks(e, inner, group)
+    with w.fn.loop("%end", "%begin") as task:
+        o, b = unravel(w.fn, task.index, [w.size(outer), blocks])
+        in_column_block(e, inner, group, b, lambda columns: body(o, columns))
+    return TaskCount(outer * blocks)
+
+
+def column_blocks(e: VectorEmitter, inner: int, group: int) -> int:
+    """The number of blocks of ``group`` vectors in ``inner`` columns (at least one)."""
+    return max(1, -(-inner // (e.lanes * group)))
+
+
+def in_column_block(
+    e: VectorEmitter,
+    inner: int,
+    group: int,
+    b: Size,
+    body: Callable[[list[Position]], None],
+) -> None:
+    """Emits ``body(positions)`` for block number ``b``; the last block may be partial."""
+    fn, lanes = e.fn, e.lanes
+    block, blocks = lanes * group, column_blocks(e, inner, group)
     rest = inner - (blocks - 1) * block
     last = [
         Position(e, at, mask_of(e, rest - at) if rest - at < lanes else None)
         for at in range(0, rest, lanes)
     ]
-
-    def shifted(positions: list[Position], first: Size) -> list[Position]:
-        return [Position(e, plus(fn, first, p.at), p.active) for p in positions]
-
-    with fn.loop("%end", "%begin") as task:
-        o, b = unravel(fn, task.index, [w.size(outer), blocks])
-        first = times(fn, b, block)
-        if blocks == 1:
-            body(o, last)
-        elif rest == block:
-            body(o, shifted(last, first))
-        else:
-            partial = fn.emit(f"icmp eq i64 {b}, {blocks - 1}")
-            with fn.when(partial):
-                body(o, shifted(last, first))
-            with fn.when(fn.emit(f"xor i1 {partial}, true")):
-                body(o, [Position(e, plus(fn, first, k * lanes)) for k in range(group)])
-    return TaskCount(outer * blocks)
+    if blocks == 1:
+        body(last)
+        return
+    first = times(fn, b, block)
+    partial = [Position(e, plus(fn, first, p.at), p.active) for p in last]
+    if rest == block:
+        body(partial)
+        return
+    is_last = fn.emit(f"icmp eq i64 {b}, {blocks - 1}")
+    with fn.when(is_last):
+        body(partial)
+    with fn.when(fn.emit(f"xor i1 {is_last}, true")):
+        body([Position(e, plus(fn, first, k * lanes)) for k in range(group)])
 
 
 def _for_symbolic_columns(

@@ -48,7 +48,7 @@ def uniform(e: VectorEmitter, seed: Lane, offset: Lane, stream: int) -> Lane:
     ``seed`` and ``offset`` are i64 values.
     """
     if e.index is None:
-        raise CompileError("uniform needs the linear index of its element, and this kernel has none")
+        raise CompileError("uniform needs the linear index of its element: pass index=")
     index = e.splat(e.index, int64)
     if e.lanes > 1:
         iota = ", ".join(f"i64 {k}" for k in range(e.lanes))

@@ -97,7 +97,12 @@ def _with_caches(target: Target) -> Target:
             continue
         if kind != "Instruction" and level in "123" and size.endswith("K"):
             sizes[f"l{level}"] = int(size[:-1]) << 10
-    return replace(target, **{k: v for k, v in sizes.items() if v > 0})
+    return replace(
+        target,
+        l1=sizes.get("l1") or target.l1,
+        l2=sizes.get("l2") or target.l2,
+        l3=sizes.get("l3") or target.l3,
+    )
 
 
 @cache

@@ -1,0 +1,55 @@
+"""What a user writes: tensors, autograd, nn, optim, data; and the tracing that captures it."""
+
+from __future__ import annotations
+
+from . import autograd, cuda, functions
+from .device import device
+from .dims import Size
+from .dispatch import apply, is_tensor, result_type
+from .grad_mode import (
+    enable_grad,
+    inference_mode,
+    is_grad_enabled,
+    is_inference_mode_enabled,
+    no_grad,
+    set_grad_enabled,
+)
+from .promotion import get_default_dtype, promote_types, set_default_dtype
+from .random import (
+    Generator,
+    default_generator,
+    get_rng_state,
+    initial_seed,
+    manual_seed,
+    seed,
+    set_rng_state,
+)
+from .tensor import Tensor
+
+__all__ = [
+    "Generator",
+    "Size",
+    "Tensor",
+    "apply",
+    "autograd",
+    "cuda",
+    "default_generator",
+    "device",
+    "enable_grad",
+    "functions",
+    "get_default_dtype",
+    "get_rng_state",
+    "inference_mode",
+    "initial_seed",
+    "is_grad_enabled",
+    "is_inference_mode_enabled",
+    "is_tensor",
+    "manual_seed",
+    "no_grad",
+    "promote_types",
+    "result_type",
+    "seed",
+    "set_default_dtype",
+    "set_grad_enabled",
+    "set_rng_state",
+]

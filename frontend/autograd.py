@@ -56,7 +56,7 @@ def _tensor_of(saved: Saved) -> Tensor:
         return saved.edge.leaf
     made = dispatch.wrap(array, saved.storage)
     if saved.edge is not None:
-        made._grad_fn, made._output_index = saved.edge.fn, saved.edge.index
+        made._grad_fn, made._output_index = saved.edge.fn, saved.edge.slot
         made._requires_grad = True
     return made
 
@@ -121,7 +121,7 @@ class _Backward:
                 gradient = self._sum(known[1], gradient)
             self._leaves[id(edge.leaf)] = (edge.leaf, gradient)
         elif edge.fn is not None:
-            self._queue(edge.fn, edge.index, gradient)
+            self._queue(edge.fn, edge.slot, gradient)
 
     def _queue(self, fn: GradFn, index: int, gradient: _Gradient) -> None:
         waiting = self._pending.get(fn)
@@ -156,7 +156,9 @@ class _Backward:
             return
         old = leaf.grad
         if self.create_graph:
-            leaf.grad = gradient.value if old is None else dispatch.apply("add", old, gradient.value)
+            leaf.grad = (
+                gradient.value if old is None else dispatch.apply("add", old, gradient.value)
+            )
         elif old is None:
             leaf.grad = dispatch.wrap(_own(gradient, leaf))
         elif old.requires_grad:

@@ -10,20 +10,23 @@ from ..errors import UnsupportedError
 class device:  # noqa: N801, RUF100
     """``device('cpu')``; equal by type and index."""
 
-    def __init__(self, type: Any = "cpu", index: int | None = None) -> None:
-        if isinstance(type, device):
-            type, index = type.type, type.index
-        if not isinstance(type, str):
-            raise TypeError(f"device(): expected a string such as 'cpu', got {type!r}")
-        name, _, number = type.partition(":")
+    type: str
+    index: int | None
+
+    def __init__(self, spec: Any = "cpu", index: int | None = None) -> None:
+        if isinstance(spec, device):
+            spec, index = spec.type, spec.index
+        if not isinstance(spec, str):
+            raise TypeError(f"device(): expected a string such as 'cpu', got {spec!r}")
+        name, _, number = spec.partition(":")
         if number:
             if index is not None:
-                raise RuntimeError(f"device(): {type!r} has an index already; drop index={index}")
+                raise RuntimeError(f"device(): {spec!r} has an index already; drop index={index}")
             if not number.isdigit():
-                raise RuntimeError(f"Invalid device string: '{type}'")
+                raise RuntimeError(f"Invalid device string: '{spec}'")
             index = int(number)
         if not name.isidentifier():
-            raise RuntimeError(f"Invalid device string: '{type}'")
+            raise RuntimeError(f"Invalid device string: '{spec}'")
         self.type = name
         self.index = index
 

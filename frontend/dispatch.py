@@ -75,12 +75,42 @@ def is_tensor(value: Any) -> bool:
 VIEWS = frozenset({"reshape", "permute", "broadcast_to", "slice"})
 
 _SAME = frozenset(
-    "add sub mul pow maximum minimum eq ne lt le gt ge cat fmod smooth_l1 "
-    "binary_cross_entropy".split()
+    [
+        "add",
+        "sub",
+        "mul",
+        "pow",
+        "maximum",
+        "minimum",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "cat",
+        "fmod",
+        "smooth_l1",
+        "binary_cross_entropy",
+    ]
 )
-_LOGICAL = frozenset("logical_and logical_or logical_xor logical_not".split())
+_LOGICAL = frozenset(["logical_and", "logical_or", "logical_xor", "logical_not"])
 _FLOAT = frozenset(
-    "exp expm1 log log1p sqrt rsqrt reciprocal sin cos erf tanh sigmoid div".split()
+    [
+        "exp",
+        "expm1",
+        "log",
+        "log1p",
+        "sqrt",
+        "rsqrt",
+        "reciprocal",
+        "sin",
+        "cos",
+        "erf",
+        "tanh",
+        "sigmoid",
+        "div",
+    ]
 )
 
 
@@ -162,8 +192,8 @@ def _operands(name: str, args: Sequence[Any]) -> tuple[Tensor, ...]:
             )
         return (condition, *_promoted(args[1:], result_type(*args[1:])))
     if name in _FLOAT:
-        dtype = result_type(*args)
-        return _promoted(args, dtype if dtype.is_float else get_default_dtype())
+        common = result_type(*args)
+        return _promoted(args, common if common.is_float else get_default_dtype())
     if name in _LOGICAL:
         return tuple(_truth(as_operand(a)) for a in args)
     if all(isinstance(a, _tensor_class) for a in args):

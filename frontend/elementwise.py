@@ -52,9 +52,7 @@ def add(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
     return _on_numbers("add", logical_or, input, _scaled(other, alpha))
 
 
-def _on_numbers(
-    name: str, logical: Callable[[Any, Any], Tensor], input: Any, other: Any
-) -> Tensor:
+def _on_numbers(name: str, logical: Callable[[Any, Any], Tensor], input: Any, other: Any) -> Tensor:
     # The records of these operators exclude bool, on which PyTorch defines them as logic.
     if result_type(input, other) is bool_:
         return logical(input, other)
@@ -360,7 +358,7 @@ def _bitwise(
     def operation(input: Any, other: Any) -> Tensor:
         dtype = result_type(input, other)
         if dtype.is_float:
-            raise RuntimeError(f'"{name}_cpu" not implemented for \'{dtype.name}\'')
+            raise RuntimeError(f"\"{name}_cpu\" not implemented for '{dtype.name}'")
         if dtype is bool_:
             return logical(input, other)
         x, y = cast(as_operand(input, dtype), dtype), cast(as_operand(other, dtype), dtype)

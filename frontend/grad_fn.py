@@ -29,16 +29,16 @@ FREED = (
 
 
 class Edge(NamedTuple):
-    """Where a gradient flows to: result ``index`` of ``fn``, or a leaf tensor."""
+    """Where a gradient flows to: result ``slot`` of ``fn``, or a leaf tensor."""
 
     fn: GradFn | None
-    index: int
+    slot: int
     leaf: Tensor | None
 
     @property
     def key(self) -> tuple[int, int]:
         """Identity of the target."""
-        return (id(self.fn if self.fn is not None else self.leaf), self.index)
+        return (id(self.fn if self.fn is not None else self.leaf), self.slot)
 
 
 def edge_of(tensor: Tensor) -> Edge | None:
@@ -133,7 +133,7 @@ class GradFn:
     @property
     def next_functions(self) -> tuple[tuple[GradFn | None, int], ...]:
         """The functions of the inputs, and which of their results; leaves appear as None."""
-        return tuple((e.fn, e.index) if e is not None else (None, 0) for e in self.edges)
+        return tuple((e.fn, e.slot) if e is not None else (None, 0) for e in self.edges)
 
     def __repr__(self) -> str:
         return f"<{self.name()}>"

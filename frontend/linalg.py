@@ -66,9 +66,7 @@ def bmm(input: Any, mat2: Any) -> Tensor:
     """Products of the matrices of two batches of one size."""
     _require_rank("bmm", 3, input=input, mat2=mat2)
     if input.shape[0] != mat2.shape[0]:
-        raise ShapeError(
-            f"bmm: expected equal batch sizes, got {_shape(input)} and {_shape(mat2)}"
-        )
+        raise ShapeError(f"bmm: expected equal batch sizes, got {_shape(input)} and {_shape(mat2)}")
     return matmul(input, mat2)
 
 

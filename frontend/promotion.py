@@ -60,9 +60,7 @@ def _combine(higher: DType | None, lower: DType | None) -> DType | None:
     return higher
 
 
-def common_dtype(
-    tensors: list[DType], zero_dim: list[DType], scalars: list[DType]
-) -> DType:
+def common_dtype(tensors: list[DType], zero_dim: list[DType], scalars: list[DType]) -> DType:
     """Result dtype for operands given by class."""
     merged: list[DType | None] = []
     for group in (tensors, zero_dim, scalars):

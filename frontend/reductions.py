@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import DTypeError, ShapeError, UnsupportedError
 from ..ir.types import Dim, Extent, bool_, dtype_of, int64, numel
 from .dims import concrete, dim_index, dim_indices
-from .dispatch import apply, as_operand, cast
+from .dispatch import apply, as_operand, cast, is_tensor
 from .elementwise import (
     abs,
     add,
@@ -98,7 +98,9 @@ def var(
     total = _reduce("sum", square(centre), dims, keepdim) if x.dim() else square(centre)
     count: Extent = numel(x.shape[d] for d in dims)
     if isinstance(count, Dim):
-        return div(total, clamp_min(sub(apply("extent", size=count, dtype=x.dtype.short), less), 0.0))
+        return div(
+            total, clamp_min(sub(apply("extent", size=count, dtype=x.dtype.short), less), 0.0)
+        )
     return div(total, builtins.max(0.0, count - less))
 
 
@@ -179,7 +181,7 @@ def _max_or_min(name: str, input: Any, dim: Any, keepdim: bool) -> Any:
                 "Specify the reduction dim with the 'dim' argument."
             )
         return _extremum("a" + name, x, None, False)
-    if not isinstance(dim, (int, np.integer)):
+    if is_tensor(dim):
         return _maximum(x, dim) if name == "max" else _minimum(x, dim)
     indices = _arg("arg" + name, x, dim, True)
     if not x.dim():
@@ -352,9 +354,7 @@ def sort(
     return ValuesIndices(_take(input, indices, dim), indices)
 
 
-def argsort(
-    input: Any, dim: int = -1, descending: bool = False, stable: bool = False
-) -> Tensor:
+def argsort(input: Any, dim: int = -1, descending: bool = False, stable: bool = False) -> Tensor:
     """Indices that sort along ``dim``."""
     d = dim_index(dim, input.dim())
     array = input._eager_array("argsort")

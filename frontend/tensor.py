@@ -6,7 +6,6 @@ tensor is: its memory, its place in the autograd graph, its conversions to Pytho
 
 from __future__ import annotations
 
-import builtins
 import copy
 import itertools
 import warnings
@@ -18,21 +17,13 @@ import numpy as np
 
 from ..errors import DTypeError, ShapeError, TraceError
 from ..ir.types import DType, dtype_of
-from . import (
-    autograd,
-    dispatch,
-    elementwise,
-    indexing,
-    inplace,
-    linalg,
-    reductions,
-    shaping,
-    tensor_text,
-)
+from . import autograd, dispatch, elementwise, linalg, reductions, shaping, tensor_text
 from .device import CPU, check_device, device
 from .dims import Size, dim_index
 from .grad_fn import GradFn
 from .grad_mode import is_grad_enabled
+from .methods import Methods
+from .operators import Operators
 from .promotion import can_cast, get_default_dtype
 from .storage import Storage
 
@@ -53,7 +44,7 @@ class HookHandle:
         self._hooks.pop(self._id, None)
 
 
-class Tensor:
+class Tensor(Operators, Methods):
     """An n-dimensional array of one dtype.
 
     ``Tensor(data)`` shares the memory of an array or tensor and keeps its dtype; other data
@@ -71,15 +62,15 @@ class Tensor:
     _is_view = False
     _is_constant = False  # made from a Python number for one operation
     _retains_grad = False
-    _hooks: Mapping[builtins.int, Callable[[Any], Any]] = _NO_HOOKS
+    _hooks: Mapping[int, Callable[[Any], Any]] = _NO_HOOKS
     __array_priority__ = 1000  # array * tensor is a tensor
 
-    def __init__(self, *data: Any, requires_grad: builtins.bool = False) -> None:
+    def __init__(self, *data: Any, requires_grad: bool = False) -> None:
         if len(data) == 1 and isinstance(data[0], Tensor):
             self._adopt(data[0]._array, data[0]._storage)
         elif len(data) == 1 and isinstance(data[0], np.ndarray):
             self._adopt(dispatch.native(data[0]), Storage(exported=True))
-        elif len(data) == 1 and not isinstance(data[0], builtins.int):
+        elif len(data) == 1 and not isinstance(data[0], int):
             self._adopt(np.array(data[0], get_default_dtype().np))
         else:
             self._adopt(np.zeros(data, get_default_dtype().np))
@@ -130,7 +121,7 @@ class Tensor:
         """Always the CPU."""
         return CPU
 
-    def size(self, dim: builtins.int | None = None) -> Any:
+    def size(self, dim: int | None = None) -> Any:
         """The shape, or the size of one dimension."""
         if dim is None:
             return self.shape
@@ -138,14 +129,14 @@ class Tensor:
             raise IndexError("Dimension specified as 0 but tensor has no dimensions")
         return self.shape[dim_index(dim, self.dim())]
 
-    def dim(self) -> builtins.int:
+    def dim(self) -> int:
         """Number of dimensions."""
         return len(self.shape)
 
     ndimension = dim
 
     @property
-    def ndim(self) -> builtins.int:
+    def ndim(self) -> int:
         """Number of dimensions."""
         return len(self.shape)
 
@@ -156,33 +147,33 @@ class Tensor:
     nelement = numel
 
     @property
-    def itemsize(self) -> builtins.int:
+    def itemsize(self) -> int:
         """Bytes per element."""
         return self.dtype.itemsize
 
-    def element_size(self) -> builtins.int:
+    def element_size(self) -> int:
         """Bytes per element."""
         return self.dtype.itemsize
 
     @property
-    def nbytes(self) -> builtins.int:
+    def nbytes(self) -> int:
         """Bytes of all elements."""
         return self.numel() * self.dtype.itemsize
 
-    def stride(self, dim: builtins.int | None = None) -> Any:
+    def stride(self, dim: int | None = None) -> Any:
         """Elements to step from one index to the next, of all dimensions or of one."""
         steps = tuple(s // self.dtype.itemsize for s in self._eager_array("stride()").strides)
         return steps if dim is None else steps[dim_index(dim, self.dim())]
 
-    def data_ptr(self) -> builtins.int:
+    def data_ptr(self) -> int:
         """Address of the first element."""
         return self._eager_array("data_ptr()").ctypes.data
 
-    def is_floating_point(self) -> builtins.bool:
+    def is_floating_point(self) -> bool:
         """Whether the dtype is float32 or float64."""
         return self.dtype.is_float
 
-    def is_contiguous(self) -> builtins.bool:
+    def is_contiguous(self) -> bool:
         """Whether the elements lie in row-major order without gaps."""
         return self._traced or self._array.flags.c_contiguous
 
@@ -199,12 +190,12 @@ class Tensor:
     # -- autograd ------------------------------------------------------------------------------
 
     @property
-    def requires_grad(self) -> builtins.bool:
+    def requires_grad(self) -> bool:
         """Whether backward computes a gradient for this tensor."""
         return self._requires_grad
 
     @requires_grad.setter
-    def requires_grad(self, value: builtins.bool) -> None:
+    def requires_grad(self, value: bool) -> None:
         if value and not self.dtype.is_float:
             raise DTypeError("only Tensors of floating point dtype can require gradients")
         if not value and self._grad_fn is not None:
@@ -213,9 +204,9 @@ class Tensor:
                 "computed variable in a subgraph that doesn't require differentiation use "
                 "var_no_grad = var.detach()."
             )
-        self._requires_grad = builtins.bool(value)
+        self._requires_grad = bool(value)
 
-    def requires_grad_(self, requires_grad: builtins.bool = True) -> Tensor:
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Sets ``requires_grad``; returns the tensor."""
         self.requires_grad = requires_grad
         return self
@@ -226,7 +217,7 @@ class Tensor:
         return self._grad_fn
 
     @property
-    def is_leaf(self) -> builtins.bool:
+    def is_leaf(self) -> bool:
         """Whether no recorded operation made this tensor."""
         return self._grad_fn is None
 
@@ -260,8 +251,8 @@ class Tensor:
     def backward(
         self,
         gradient: Tensor | None = None,
-        retain_graph: builtins.bool | None = None,
-        create_graph: builtins.bool = False,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
     ) -> None:
         """Adds this tensor's gradients to the leaves' ``.grad`` (see ``autograd.backward``)."""
         weights = None if gradient is None else [gradient]
@@ -292,7 +283,7 @@ class Tensor:
         self.register_hook(keep)
 
     @property
-    def retains_grad(self) -> builtins.bool:
+    def retains_grad(self) -> bool:
         """Whether this non-leaf keeps its ``.grad``."""
         return self._retains_grad
 
@@ -387,7 +378,7 @@ class Tensor:
 
     # -- conversions ---------------------------------------------------------------------------
 
-    def numpy(self, *, force: builtins.bool = False) -> np.ndarray:
+    def numpy(self, *, force: bool = False) -> np.ndarray:
         """The array itself: it shares memory with the tensor. RuntimeError if it requires grad."""
         self._no_data("numpy()")
         if self.requires_grad and not force:
@@ -398,7 +389,7 @@ class Tensor:
         self._storage.exported = True
         return self._array
 
-    def __array__(self, dtype: Any = None, copy: builtins.bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         array = self.numpy()
         if dtype is not None and array.dtype != dtype:
             return array.astype(dtype)
@@ -431,7 +422,7 @@ class Tensor:
                 dtype = arg.dtype
             elif isinstance(arg, (str, device)):
                 check_device(arg)
-            elif arg is not None and not isinstance(arg, builtins.bool):
+            elif arg is not None and not isinstance(arg, bool):
                 dtype = arg
         found = self if dtype is None else dispatch.cast(self, dtype_of(dtype))
         return found.clone() if duplicate and found is self else found
@@ -444,7 +435,7 @@ class Tensor:
         """The tensor itself."""
         return self
 
-    def cuda(self, device: Any = None, non_blocking: builtins.bool = False) -> Tensor:
+    def cuda(self, device: Any = None, non_blocking: bool = False) -> Tensor:
         """UnsupportedError: there is no GPU."""
         check_device("cuda" if device is None else device)
         return self
@@ -461,7 +452,7 @@ class Tensor:
         """The tensor itself if it is contiguous, else a contiguous copy."""
         return self if self.is_contiguous() else self.clone()
 
-    def __deepcopy__(self, memo: dict[builtins.int, Any]) -> Tensor:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if id(self) in memo:
             return memo[id(self)]
         self._no_data("deepcopy()")
@@ -489,7 +480,7 @@ class Tensor:
 
     # -- Python protocols ----------------------------------------------------------------------
 
-    def __len__(self) -> builtins.int:
+    def __len__(self) -> int:
         if not self.dim():
             raise TypeError("len() of a 0-d tensor")
         return self.shape[0]
@@ -499,30 +490,30 @@ class Tensor:
             raise TypeError("iteration over a 0-d tensor")
         return iter(shaping.unbind(self))
 
-    def __contains__(self, element: Any) -> builtins.bool:
-        return builtins.bool(reductions.any(elementwise.eq(self, element)))
+    def __contains__(self, element: Any) -> bool:
+        return bool(reductions.any(elementwise.eq(self, element)))
 
     def _number(self, what: str) -> Any:
         self._no_data(what)
         return self.item()
 
-    def __bool__(self) -> builtins.bool:
+    def __bool__(self) -> bool:
         self._no_data("a condition on a tensor (if, while, and, or, not)")
         if self._array.size != 1:
             many = "more than one value" if self._array.size else "no values"
             raise RuntimeError(f"Boolean value of Tensor with {many} is ambiguous")
-        return builtins.bool(self._array.item())
+        return bool(self._array.item())
 
-    def __float__(self) -> builtins.float:
-        return builtins.float(self._number("float()"))
+    def __float__(self) -> float:
+        return float(self._number("float()"))
 
-    def __int__(self) -> builtins.int:
-        return builtins.int(self._number("int()"))
+    def __int__(self) -> int:
+        return int(self._number("int()"))
 
-    def __index__(self) -> builtins.int:
+    def __index__(self) -> int:
         if self.dtype.is_float or self.numel() != 1:
             raise TypeError("only integer tensors of a single element can be converted to an index")
-        return builtins.int(self._number("use as an index"))
+        return int(self._number("use as an index"))
 
     def __format__(self, spec: str) -> str:
         if spec and not self.dim():
@@ -532,123 +523,8 @@ class Tensor:
     def __repr__(self) -> str:
         return tensor_text.text(self)
 
-    def __hash__(self) -> builtins.int:
+    def __hash__(self) -> int:
         return id(self)
 
-    # -- operators -----------------------------------------------------------------------------
 
-    def __add__(self, other: Any) -> Tensor:
-        return elementwise.add(self, other)
-
-    def __radd__(self, other: Any) -> Tensor:
-        return elementwise.add(other, self)
-
-    def __sub__(self, other: Any) -> Tensor:
-        return elementwise.sub(self, other)
-
-    def __rsub__(self, other: Any) -> Tensor:
-        return elementwise.sub(other, self)
-
-    def __mul__(self, other: Any) -> Tensor:
-        return elementwise.mul(self, other)
-
-    def __rmul__(self, other: Any) -> Tensor:
-        return elementwise.mul(other, self)
-
-    def __truediv__(self, other: Any) -> Tensor:
-        return elementwise.div(self, other)
-
-    def __rtruediv__(self, other: Any) -> Tensor:
-        return elementwise.div(other, self)
-
-    def __floordiv__(self, other: Any) -> Tensor:
-        return elementwise.floor_divide(self, other)
-
-    def __rfloordiv__(self, other: Any) -> Tensor:
-        return elementwise.floor_divide(other, self)
-
-    def __mod__(self, other: Any) -> Tensor:
-        return elementwise.remainder(self, other)
-
-    def __rmod__(self, other: Any) -> Tensor:
-        return elementwise.remainder(other, self)
-
-    def __pow__(self, other: Any) -> Tensor:
-        return elementwise.pow(self, other)
-
-    def __rpow__(self, other: Any) -> Tensor:
-        return elementwise.pow(other, self)
-
-    def __matmul__(self, other: Any) -> Tensor:
-        return linalg.matmul(self, dispatch.as_operand(other))
-
-    def __rmatmul__(self, other: Any) -> Tensor:
-        return linalg.matmul(dispatch.as_operand(other), self)
-
-    def __neg__(self) -> Tensor:
-        return elementwise.neg(self)
-
-    def __pos__(self) -> Tensor:
-        return self
-
-    def __abs__(self) -> Tensor:
-        return elementwise.abs(self)
-
-    def __invert__(self) -> Tensor:
-        return elementwise.bitwise_not(self)
-
-    def __and__(self, other: Any) -> Tensor:
-        return elementwise.bitwise_and(self, other)
-
-    def __or__(self, other: Any) -> Tensor:
-        return elementwise.bitwise_or(self, other)
-
-    def __xor__(self, other: Any) -> Tensor:
-        return elementwise.bitwise_xor(self, other)
-
-    __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
-
-    def __eq__(self, other: object) -> Any:
-        return elementwise.eq(self, other) if _comparable(other) else NotImplemented
-
-    def __ne__(self, other: object) -> Any:
-        return elementwise.ne(self, other) if _comparable(other) else NotImplemented
-
-    def __lt__(self, other: Any) -> Tensor:
-        return elementwise.lt(self, other)
-
-    def __le__(self, other: Any) -> Tensor:
-        return elementwise.le(self, other)
-
-    def __gt__(self, other: Any) -> Tensor:
-        return elementwise.gt(self, other)
-
-    def __ge__(self, other: Any) -> Tensor:
-        return elementwise.ge(self, other)
-
-    def __iadd__(self, other: Any) -> Tensor:
-        return inplace.add_(self, other)
-
-    def __isub__(self, other: Any) -> Tensor:
-        return inplace.sub_(self, other)
-
-    def __imul__(self, other: Any) -> Tensor:
-        return inplace.mul_(self, other)
-
-    def __itruediv__(self, other: Any) -> Tensor:
-        return inplace.div_(self, other)
-
-    def __ipow__(self, other: Any) -> Tensor:  # type: ignore[misc]
-        return inplace.pow_(self, other)
-
-    def __ifloordiv__(self, other: Any) -> Tensor:
-        return inplace.floor_divide_(self, other)
-
-    def __imod__(self, other: Any) -> Tensor:
-        return inplace.remainder_(self, other)
-
-    def __getitem__(self, index: Any) -> Tensor:
-        return indexing.get(self, index)
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        indexing.set(self, index, value)
+dispatch.register_tensor_class(Tensor)

@@ -21,6 +21,7 @@ from ..errors import BatchSpecializationError, TraceError
 from ..ir.graph import Graph, Source, Value
 from ..ir.types import Dim, DType, Extent, TensorType, dtype_of
 from . import dispatch, grad_mode, tree
+from .dims import Size
 from .nn.module import Module
 from .nn.parameter import Parameter
 from .tensor import Tensor
@@ -140,8 +141,7 @@ class TracedDim(Dim):
     def _needs_number(self, what: str) -> NoReturn:
         file, line = dispatch.caller()
         raise BatchSpecializationError(
-            f"{what} needs the batch size as a number at {file}:{line}, "
-            "where it is the symbolic N"
+            f"{what} needs the batch size as a number at {file}:{line}, where it is the symbolic N"
         )
 
     def __eq__(self, other: object) -> bool:
@@ -212,6 +212,16 @@ class TracedTensor(Tensor):
         self._value = value
         self._kind = kind
 
+    @property
+    def shape(self) -> Size:
+        """The sizes; the batch is symbolic."""
+        return Size(self._kind.shape)
+
+    @property
+    def dtype(self) -> DType:
+        """The element type."""
+        return self._kind.dtype
+
     def _no_data(self, what: str) -> NoReturn:
         file, line = dispatch.caller()
         raise TraceError(
@@ -271,6 +281,23 @@ class _Tracer:
 
     def exit_module(self, module: Module) -> None:
         self._stack.pop()
+
+    def assign(self, tensor: Tensor, value: Tensor) -> None:
+        """Makes ``value`` the content of a traced tensor that is written to in place.
+
+        TraceError where the write would be seen through other names of the same memory: the
+        caller's input, or a view.
+        """
+        if not isinstance(tensor, TracedTensor):
+            raise TraceError("an in-place operation on a tensor that is no part of the trace")
+        node = self.graph.node(tensor._value)
+        users = self.graph.users(tensor._value)
+        if node.op == "input" or any(n.op in dispatch.VIEWS for n in (node, *users)):
+            raise TraceError(
+                f"an in-place operation{_in(self.source())} on an input of the model or on a "
+                "tensor with views; write y = y + 1 instead of y += 1"
+            )
+        tensor._value = self.value_of(value)
 
     def update_buffer(self, buffer: Tensor, value: Tensor) -> None:
         """Notes that a run ends with ``value`` in ``buffer``; later reads see it."""

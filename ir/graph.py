@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import networkx as nx
 import numpy as np
 
-from ..errors import NetwrightError, ShapeError, VerifyError
+from ..errors import DTypeError, NetwrightError, ShapeError, VerifyError
 from .ops.record import infer_types
 from .types import TensorType
 
@@ -24,7 +24,7 @@ class Value(NamedTuple):
     """One result of a node; its text is ``%name``, or ``%name#1`` for the second result."""
 
     node: str
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]
 
     def __str__(self) -> str:
         return f"%{self.node}#{self.index}" if self.index else f"%{self.node}"
@@ -153,7 +153,7 @@ class Graph:
                 raise NetwrightError(f"{op}: operand {operand} is not a value of this graph")
         try:
             types = infer_types(op, [self.type(v) for v in operands], attrs)
-        except ShapeError as error:
+        except (ShapeError, DTypeError) as error:
             where = f" ({source})" if source and str(source) else ""
             raise type(error)(f"{error}{where}") from None
         node = Node(

@@ -12,7 +12,7 @@ After::
 A pack of a parameter is a function of parameters alone: in inference the runtime computes it when
 a parameter changes; a training step computes it once per step.
 
-Skips: grouped convolutions, whose kernels read the weights as they are.
+Skips: convolutions that are not channels-last, which have no packed kernel.
 """
 
 from __future__ import annotations
@@ -78,18 +78,21 @@ def _packing(
             "linear_packed",
             {"out_features": out, "panel": panel},
         )
-    if attrs["groups"] != 1 or attrs["layout"] != "NHWC":
+    if attrs["layout"] != "NHWC":
         return None
     out, inner, kh, kw = weight_shape
+    groups = attrs["groups"]
+    depthwise = groups > 1 and out == groups and inner == 1
     flip = node.op == "conv2d_grad_input"
-    channels = inner if flip else out
-    panel = choose_panel(channels, dtype)
-    return _Packing(
-        "pack_conv",
-        {"panel": panel, "flip": flip},
-        node.op + "_packed",
-        {**attrs, "out_channels": channels, "kernel_size": (kh, kw), "panel": panel},
-    )
+    columns = out if depthwise else inner if flip else out // groups
+    panel = choose_panel(columns, dtype)
+    attrs.update(kernel_size=(kh, kw), panel=panel)
+    if flip:
+        attrs["in_channels"] = inner * groups
+    else:
+        attrs["out_channels"] = out
+    pack_attrs = {"panel": panel, "flip": flip, "groups": groups}
+    return _Packing("pack_conv", pack_attrs, node.op + "_packed", attrs)
 
 
 def _emit_region(

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from ...ir.types import float32, float64
 from .. import dispatch
 from ..tensor import Tensor
 from . import conversion, state
@@ -417,7 +418,7 @@ class Module:
         """Forgets (or zeroes) the gradients of every parameter."""
         for param in self.parameters():
             if param.grad is not None:
-                param.grad = None if set_to_none else param.grad.detach() * 0
+                param.grad = None if set_to_none else param.grad.detach() * 0.0
 
     def to(self: Self, *args: Any, **kwargs: Any) -> Self:
         """``to(dtype)``, ``to('cpu')``, ``to('cpu', dtype)``, ``to(tensor)``: converts in place.
@@ -430,11 +431,11 @@ class Module:
 
     def float(self: Self) -> Self:
         """Casts floating parameters and buffers to float32."""
-        return self.to("float32")
+        return self.to(dtype=float32)
 
     def double(self: Self) -> Self:
         """Casts floating parameters and buffers to float64."""
-        return self.to("float64")
+        return self.to(dtype=float64)
 
     def cpu(self: Self) -> Self:
         """Returns the module: everything lives on the CPU."""

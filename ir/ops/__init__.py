@@ -1,6 +1,7 @@
 """Operator records; importing this package registers all of them."""
 
 from . import activations as activations
+from . import adaptive_pooling as adaptive_pooling
 from . import contraction as contraction
 from . import convolution as convolution
 from . import elementwise as elementwise

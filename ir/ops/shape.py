@@ -6,7 +6,6 @@ functions see numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -169,7 +168,8 @@ def _infer_cat(*xs: TensorType, dim: int) -> TensorType:
 
 def _cat_grad(b: Any, ctx: Any, g: Any) -> tuple[Any, ...]:
     dim = ctx.attrs["dim"]
-    grads, start = [], 0
+    grads: list[Any] = []
+    start: Extent = 0
     for i, x in enumerate(ctx.inputs):
         stop = add_extents("cat", start, b.type(x).shape[dim])
         part = b.op("slice", g, dim=dim, start=start, stop=stop, step=1) if ctx.needs(i) else None
@@ -253,7 +253,7 @@ def _slice_end(length: Extent, start: Extent, step: int) -> Extent:
 def _slice_grad(
     g: np.ndarray, *, dim: int, start: int, step: int = 1, size: int
 ) -> np.ndarray:
-    out = np.zeros(_replace(g.shape, dim, size), g.dtype)
+    out = np.zeros((*g.shape[:dim], size, *g.shape[dim + 1 :]), g.dtype)
     _slice(out, dim=dim, start=start, stop=start + g.shape[dim] * step, step=step)[...] = g
     return out
 
@@ -312,10 +312,18 @@ def _pad_grad(b: Any, ctx: Any, g: Any) -> tuple[Any]:
     return (g,)
 
 
-_pad_samples: Callable[[np.random.Generator], list[Sample]] = lambda rng: [  # noqa: E731
-    Sample((points(rng, (4, 3)),), {"low": (0, 1), "high": (0, 2), "value": 0.0}),
-    Sample((points(rng, (3, 2, 4)),), {"low": (0, 2, 0), "high": (0, 0, 1), "value": -1.5}),
-    Sample((points(rng, ()),), {"low": (), "high": (), "value": 0.0}),
-]
-
-register(Op("pad", "shape", _infer_pad, _pad, _pad_grad, None, _pad_samples))
+register(
+    Op(
+        "pad",
+        "shape",
+        _infer_pad,
+        _pad,
+        _pad_grad,
+        None,
+        lambda rng: [
+            Sample((points(rng, (4, 3)),), {"low": (0, 1), "high": (0, 2), "value": 0.0}),
+            Sample((points(rng, (3, 2, 4)),), {"low": (0, 2, 0), "high": (0, 0, 1), "value": -1.5}),
+            Sample((points(rng, ()),), {"low": (), "high": (), "value": 0.0}),
+        ],
+    )
+)

@@ -1,10 +1,18 @@
 """The machine probes run, count what they do, and survive unknown systems."""
 
+import ctypes
+
+import numpy as np
 import pytest
 
 from netwright.codegen.llvm import assembly
-from netwright.codegen.target import AVX2, AVX512, NEON
-from netwright.runtime import probe
+from netwright.codegen.target import AVX2, AVX512, NEON, host
+from netwright.runtime import jit, pool, probe
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("NETWRIGHT_CACHE_DIR", str(tmp_path))
 
 
 def test_peak_is_a_positive_number():
@@ -32,13 +40,6 @@ def test_the_peak_loop_has_every_multiply_add_and_nothing_in_memory(target):
 
 
 def test_the_stream_loops_do_every_element_of_every_buffer():
-    import ctypes
-
-    import numpy as np
-
-    from netwright.codegen.target import host
-    from netwright.runtime import jit, pool
-
     library = jit.load(probe._stream_ir(host()))
     a, b, c = (np.full(16 * 37, value, np.float32) for value in (0, 2, 3))
     args = (ctypes.c_int64 * 4)(a.ctypes.data, b.ctypes.data, c.ctypes.data, a.size)

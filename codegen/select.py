@@ -1,0 +1,76 @@
+"""Which kernel generator serves which operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..ir.graph import Graph, Node
+from ..ir.ops.record import get
+from .convolution import emit_convolution
+from .cross_entropy import emit_cross_entropy
+from .elementwise import emit_elementwise
+from .indexing import emit_indexing
+from .kernel import Kernel
+from .matmul import emit_matmul
+from .movement import emit_movement
+from .normalization import emit_norm
+from .packing import pack_conv, pack_matrix
+from .pooling import emit_pooling
+from .reduction import emit_reduction
+from .softmax import emit_softmax
+from .target import Target
+
+Emit = Callable[[Node, Graph, Target], Kernel | None]
+
+def _emit_pack_matrix(node: Node, graph: Graph, target: Target) -> Kernel | None:
+    kind = graph.type(node.operands[0])
+    return pack_matrix(kind, node.attrs["panel"], node.attrs["transpose"], target)
+
+
+def _emit_pack_conv(node: Node, graph: Graph, target: Target) -> Kernel | None:
+    kind = graph.type(node.operands[0])
+    groups = node.attrs.get("groups", 1)
+    return pack_conv(kind, node.attrs["panel"], node.attrs["flip"], groups, target)
+
+
+_BY_OP: dict[str, Emit] = {
+    "cross_entropy": emit_cross_entropy,
+    "cross_entropy_grad": emit_cross_entropy,
+    "pack_matrix": _emit_pack_matrix,
+    "pack_conv": _emit_pack_conv,
+    "uniform": emit_elementwise,
+    **dict.fromkeys(
+        (
+            "conv2d", "conv2d_packed", "conv2d_grad_input", "conv2d_grad_input_packed",
+            "conv2d_grad_weight",
+        ),
+        emit_convolution,
+    ),
+}
+
+_BY_KIND: dict[str, Emit] = {
+    "elementwise": emit_elementwise,
+    "reduction": emit_reduction,
+    "shape": emit_movement,
+    "contraction": emit_matmul,
+    "spatial": emit_pooling,
+    "norm": emit_norm,
+    "row": emit_softmax,
+    "index": emit_indexing,
+}
+
+
+def select_kernel(node: Node, graph: Graph, target: Target) -> Kernel | None:
+    """The kernel of a node, or None if only its numpy meaning exists."""
+    if node.op == "fused":
+        return _of_region(node)(node, graph, target)
+    emit = _BY_OP.get(node.op) or _BY_KIND.get(get(node.op).kind)
+    return emit(node, graph, target) if emit is not None else None
+
+
+def _of_region(node: Node) -> Emit:
+    kind = node.attrs["kind"]
+    if kind == "contraction":
+        ops = {n.op for n in node.attrs["body"].nodes}
+        return emit_convolution if any(op.startswith("conv2d") for op in ops) else emit_matmul
+    return _BY_KIND[kind]

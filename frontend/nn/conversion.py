@@ -1,0 +1,55 @@
+"""``Module.to``: which dtype was asked for, and casting a module to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ...ir.types import DType, dtype_of
+from ..device import check_device, device
+from ..tensor import Tensor
+
+if TYPE_CHECKING:
+    from .module import Module
+
+
+def parse_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> DType | None:
+    """The dtype among the arguments of ``to``; a device other than the CPU is an error."""
+    options = dict(kwargs)
+    check_device(options.pop("device", None))
+    wanted = options.pop("dtype", None)
+    options.pop("non_blocking", None)
+    if options:
+        raise TypeError(f"to() got an unexpected keyword argument {next(iter(options))!r}")
+    for arg in args:
+        if isinstance(arg, Tensor):
+            wanted = arg.dtype
+        elif isinstance(arg, (str, device)):
+            check_device(arg)
+        elif arg is not None and not isinstance(arg, bool):
+            wanted = arg
+    if wanted is None:
+        return None
+    dtype = dtype_of(wanted)
+    if not dtype.is_float:
+        raise TypeError(
+            "nn.Module.to only accepts floating point dtypes, but got desired "
+            f"dtype={dtype}; the layers compute in float32 or float64"
+        )
+    return dtype
+
+
+def convert(module: Module, dtype: DType | None) -> None:
+    """Casts the floating parameters (with their gradients) and buffers; identities stay."""
+    if dtype is None:
+        return
+    for param in module.parameters():
+        grad, param.grad = param.grad, None
+        _cast(param, dtype)
+        param.grad = None if grad is None else grad.detach().to(dtype)
+    for buffer in module.buffers():
+        _cast(buffer, dtype)
+
+
+def _cast(tensor: Tensor, dtype: DType) -> None:
+    if tensor.dtype.is_float and tensor.dtype is not dtype:
+        tensor.data = tensor.detach().to(dtype)
