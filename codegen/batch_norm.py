@@ -274,7 +274,7 @@ class _Columns(_BatchNorm):
         return [_State(*ends[k : k + 3]) for k in range(0, len(ends), 3)]
 
     def gradient(self) -> TaskCount:
-        fn, e, rows = self.fn, self.e, self.w.size(self.outer)
+        e, rows = self.e, self.w.size(self.outer)
 
         def block(_: Size, columns: list[Position]) -> None:
             width = len(columns)

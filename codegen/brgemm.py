@@ -43,7 +43,8 @@ class Reduction:
 class Tile:
     """A register tile: ``rows`` x ``vectors`` accumulators.
 
-    ``a_rows`` and ``c_rows`` are the offsets of each row in A and C, in elements. The last vector
+    ``a_rows`` and ``c_rows`` are the offsets of each row in A and C, in elements; ``c_pitch`` is the
+    distance of neighbouring rows of C (a tile may skip some). The last vector
     has ``tail`` active lanes. ``loops`` is the reduction, outermost loop first; the steps of one
     loop do not include those of the loops in it; without loops the tile is what the epilogue starts
     from. ``padded`` says that B may be read to the end of its last vector.
@@ -57,6 +58,7 @@ class Tile:
     tail: int
     loops: tuple[Reduction, ...]
     padded: bool = True
+    c_pitch: int = 1
 
     @property
     def rows(self) -> int:

@@ -144,7 +144,8 @@ class TileEpilogue:
             for j in range(tile.vectors):
                 columns = self._columns(e, tile, j)
                 for i, row in enumerate(values):
-                    self._element(e, tile, tile.c_rows[i], i, j, row[j], columns)
+                    start = tile.c_rows[i]
+                    self._element(e, tile, start, start // tile.c_pitch, j, row[j], columns)
             return
         # A long body once per column of vectors, looping over the rows of a copy in memory.
         f, lanes, size = e.fn, tile.lanes, tile.dtype.itemsize
@@ -152,14 +153,15 @@ class TileEpilogue:
             for j, value in enumerate(row):
                 at = _offset(f, _TILE, (i * tile.vectors + j) * lanes, tile.dtype)
                 e.store(value, at, e.lanes * size)
-        pitch = tile.c_rows[1] - tile.c_rows[0]
+        step = tile.c_rows[1] - tile.c_rows[0]
         with f.loop(tile.rows) as loop:
-            start = f.emit(f"mul nsw i64 {loop.index}, {pitch}")
+            start = f.emit(f"mul nsw i64 {loop.index}, {step}")
+            number = f.emit(f"mul nsw i64 {loop.index}, {step // tile.c_pitch}")
             line = f.emit(f"mul nsw i64 {loop.index}, {tile.vectors * lanes}")
             here = f.element(_TILE, memory_type(tile.dtype), line)
             for j in range(tile.vectors):
                 value = e.load(_offset(f, here, j * lanes, tile.dtype), tile.dtype, lanes * size)
-                self._element(e, tile, start, loop.index, j, value, self._columns(e, tile, j))
+                self._element(e, tile, start, number, j, value, self._columns(e, tile, j))
 
     def _in_memory(self, tile: Tile) -> bool:
         if self.body is None or tile.rows < 2:
@@ -191,7 +193,7 @@ class TileEpilogue:
         value: Lane,
         columns: Mapping[int, Any],
     ) -> None:
-        """Finishes one vector: column ``j`` of the row that starts at element ``start``."""
+        """Finishes one vector: column ``j`` of row ``row``, which starts at element ``start``."""
         f, active = e.fn, tile.active(j)
 
         def place(base: str, dtype: DType) -> str:

@@ -341,6 +341,7 @@ class _GemmWriter:
             width - (vectors - 1) * self.lanes,
             loops,
             self.b_mode != "direct",
+            spec.n,
         )
 
 

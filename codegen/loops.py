@@ -361,7 +361,8 @@ def _halves(fn: Function, values: Lanes, lanes: int, first: int) -> Lanes:
             text = fn.emit(f"extractelement {kind} {v.text}, i64 {first}")
         else:
             order = ", ".join(f"i32 {k}" for k in range(first, first + lanes))
-            text = fn.emit(f"shufflevector {kind} {v.text}, {kind} poison, <{lanes} x i32> <{order}>")
+            picked = f"<{lanes} x i32> <{order}>"
+            text = fn.emit(f"shufflevector {kind} {v.text}, {kind} poison, {picked}")
         found.append(Lane(text, v.dtype))
     return tuple(found)
 

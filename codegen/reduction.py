@@ -75,7 +75,8 @@ def emit_reduction(node: Node, graph: Graph, target: Target) -> Kernel | None:
             return None
         if any(n.op == "uniform" for n in body.nodes):
             return None  # needs the linear index, which merged axes do not have
-        shape, dtype = body.type(reduction.operands[0]).shape, body.type(reduction.operands[0]).dtype
+        reduced = body.type(reduction.operands[0])
+        shape, dtype = reduced.shape, reduced.dtype
     if dtype is bool_ and reduction.op not in ("all", "any"):
         return None
     if reduction.op == "mean" and not dtype.is_float:

@@ -15,7 +15,7 @@ from .matmul import emit_matmul
 from .movement import emit_movement
 from .normalization import emit_norm
 from .packing import pack_conv, pack_matrix
-from .pooling import emit_pooling
+from .pooling import emit_pool
 from .reduction import emit_reduction
 from .softmax import emit_softmax
 from .target import Target
@@ -53,7 +53,7 @@ _BY_KIND: dict[str, Emit] = {
     "reduction": emit_reduction,
     "shape": emit_movement,
     "contraction": emit_matmul,
-    "spatial": emit_pooling,
+    "spatial": emit_pool,
     "norm": emit_norm,
     "row": emit_softmax,
     "index": emit_indexing,

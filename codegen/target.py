@@ -49,7 +49,7 @@ _DISTINCT_CPUS = {"haswell": AVX2, "cascadelake": AVX512, "neoverse-n1": NEON}
 def host() -> Target:
     """This machine, or the CPU named by the environment variable NETWRIGHT_CPU (``haswell``)."""
     _initialize()
-    triple = llvm.get_process_triple()
+    triple = get_triple()
     asked = os.environ.get(CPU_VARIABLE, "")
     if asked:
         return _with_caches(_named(asked, triple))
@@ -63,6 +63,11 @@ def host() -> Target:
         width, registers = 16, 32 if triple.startswith(("aarch64", "arm64")) else 16
     flat = features.flatten()
     return _with_caches(Target(f"host:{cpu}", triple, cpu, flat, width, registers))
+
+
+def get_triple() -> str:
+    """The LLVM triple of this process."""
+    return llvm.get_process_triple()
 
 
 def _named(cpu: str, triple: str) -> Target:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DTypeError, UnsupportedError
-from ..ir.types import Dim, bool_, float32, uint8
-from .dispatch import apply, as_operand, cast, is_tensor, result_type
+from ..ir.types import Dim, bool_, int64, uint8
+from .dispatch import apply, as_operand, cast, connect, is_tensor, result_type
+from .grad_fn import FlatGradFn
 from .grad_mode import is_grad_enabled
 
 if TYPE_CHECKING:
@@ -61,11 +62,11 @@ def _on_numbers(name: str, logical: Callable[[Any, Any], Tensor], input: Any, ot
 
 
 def sub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
-    """``input - alpha * other``; DTypeError for two boolean operands."""
-    if all(result_type(x) is bool_ for x in (input, other)):
+    """``input - alpha * other``; DTypeError for bool."""
+    if any(result_type(x) is bool_ for x in (input, other)):
         raise DTypeError(
-            "Subtraction, the `-` operator, with two bool tensors is not supported. "
-            "Use the `^` or `logical_xor()` operator instead."
+            "Subtraction, the `-` operator, with a bool tensor is not supported. If you are "
+            "trying to invert a mask, use the `~` or `logical_not()` operator instead."
         )
     found: Tensor = apply("sub", input, _scaled(other, alpha))
     return found
@@ -129,11 +130,13 @@ def _rounded_quotient(
     rounding: Callable[[Any], Tensor],
 ) -> Tensor:
     # On arrays the exact integer or Python rule; as a graph, the rounded quotient.
-    dtype = result_type(a, b)
-    x, y = cast(as_operand(a, dtype), dtype), cast(as_operand(b, dtype), dtype)
+    x, y = _numbers("div with rounding", a, b)
     if x._traced or y._traced:
-        return cast(rounding(div(x, y)), dtype)
-    return x._like(_integer_safe(numpy, x._array, y._array))
+        return cast(rounding(div(x, y)), x.dtype)
+    found: Tensor = x._like(_integer_safe(numpy, x._array, y._array))
+    if is_grad_enabled() and (x.requires_grad or y.requires_grad):
+        connect(FlatGradFn("div", (x, y)), (found,))
+    return found
 
 
 def _modulo(
@@ -142,12 +145,19 @@ def _modulo(
     numpy: Callable[[np.ndarray, np.ndarray], np.ndarray],
     quotient: Callable[[Any, Any], Tensor],
 ) -> Tensor:
-    dtype = result_type(a, b)
-    x, y = cast(as_operand(a, dtype), dtype), cast(as_operand(b, dtype), dtype)
+    x, y = _numbers("remainder", a, b)
     recorded = is_grad_enabled() and (x.requires_grad or y.requires_grad)
     if recorded or x._traced or y._traced:
         return sub(x, mul(quotient(x, y), y))
     return x._like(_integer_safe(numpy, x._array, y._array))
+
+
+def _numbers(name: str, a: Any, b: Any) -> tuple[Tensor, Tensor]:
+    """Both operands in their common dtype; DTypeError for bool."""
+    dtype = result_type(a, b)
+    if dtype is bool_:
+        raise DTypeError(f"{name}: not implemented for bool; cast an operand with .long()")
+    return cast(as_operand(a, dtype), dtype), cast(as_operand(b, dtype), dtype)
 
 
 def _integer_safe(
@@ -171,7 +181,9 @@ def pow(input: Any, exponent: Any) -> Tensor:
     if dtype.is_float:
         found: Tensor = apply("pow", input, exponent)
         return found
-    x, y = cast(as_operand(input, dtype), dtype), cast(as_operand(exponent, dtype), dtype)
+    if is_tensor(input) and input.dtype is bool_ and exponent is True:
+        return input.clone()
+    x, y = _numbers("pow", input, exponent)
     if (y._eager_array("pow of integers") < 0).any():
         raise RuntimeError("Integers to negative integer powers are not allowed.")
     return x._like(np.power(x._eager_array("pow of integers"), y._array))
@@ -192,7 +204,9 @@ def neg(input: Any) -> Tensor:
 def square(input: Any) -> Tensor:
     """``input * input``."""
     x = as_operand(input)
-    found: Tensor = apply("square", x) if x.dtype.is_float else mul(x, x)
+    if x.dtype is bool_:
+        x = cast(x, int64)
+    found: Tensor = apply("square", x)
     return found
 
 
@@ -221,12 +235,15 @@ def abs(input: Any) -> Tensor:
 
 def sign(input: Any) -> Tensor:
     """-1, 0 or 1."""
-    return _kept("sign", input)
+    x = as_operand(input)
+    return x.clone() if x.dtype is bool_ else _kept("sign", x)
 
 
 def _rounding(name: str, input: Any) -> Tensor:
     x = as_operand(input)
-    return _kept(name, x) if x.dtype.is_float else mul(x, 1)
+    if x.dtype is bool_:
+        raise DTypeError(f"{name}: not implemented for bool; cast it with .long()")
+    return _kept(name, x) if x.dtype.is_float else x.clone()
 
 
 def floor(input: Any) -> Tensor:
@@ -476,8 +493,8 @@ def nan_to_num(
     """Replaces NaN and infinities; None stands for the dtype's largest numbers."""
     x = as_operand(input)
     if not x.dtype.is_float:
-        return mul(x, 1)
-    limits = np.finfo(x.dtype.np if x.dtype.is_float else float32.np)
+        return x.clone()
+    limits = np.finfo(x.dtype.np)
     x = masked_fill(x, isnan(x), nan)
     x = masked_fill(x, eq(x, math.inf), float(limits.max) if posinf is None else posinf)
     return masked_fill(x, eq(x, -math.inf), float(limits.min) if neginf is None else neginf)

@@ -178,18 +178,32 @@ class OpGradFn(GradFn):
         found = input_gradients(builder, self.record, context, grads)
         # A rule's None for an operand that needs a gradient stands for zero (floor, sign).
         return [
-            self._zeros(builder, saved) if g is None and edge is not None else g
+            _zeros(builder, saved.type) if g is None and edge is not None else g
             for g, edge, saved in zip(found, self.edges, self.saved_inputs, strict=True)
         ]
-
-    @staticmethod
-    def _zeros(builder: Builder, saved: Saved) -> Any:
-        zero = builder.constant(0.0, saved.type.dtype)
-        return builder.op("broadcast_to", zero, shape=saved.type.shape)
 
     def free(self) -> None:
         for saved in self.saved_inputs + self.saved_outputs:
             saved.free()
+
+
+class FlatGradFn(GradFn):
+    """A function that is piecewise constant: zero gradients."""
+
+    def __init__(self, name: str, inputs: Sequence[Tensor]) -> None:
+        super().__init__(name, inputs)
+        self._types = [TensorType(t.dtype, tuple(t.shape)) for t in inputs]
+
+    def backward(self, builder: Builder, grads: Sequence[Any]) -> Sequence[Any]:
+        return [
+            _zeros(builder, kind) if edge is not None else None
+            for edge, kind in zip(self.edges, self._types, strict=True)
+        ]
+
+
+def _zeros(builder: Builder, kind: TensorType) -> Any:
+    zero = builder.constant(0.0, kind.dtype)
+    return builder.op("broadcast_to", zero, shape=kind.shape)
 
 
 class CustomGradFn(GradFn):

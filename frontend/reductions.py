@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import DTypeError, ShapeError, UnsupportedError
-from ..ir.types import Dim, Extent, bool_, dtype_of, int64, numel
+from ..ir.types import Dim, Extent, bool_, dtype_of, int64, numel, uint8
 from .dims import concrete, dim_index, dim_indices
 from .dispatch import apply, as_operand, cast, is_tensor
 from .elementwise import (
@@ -185,7 +185,7 @@ def _max_or_min(name: str, input: Any, dim: Any, keepdim: bool) -> Any:
         return _maximum(x, dim) if name == "max" else _minimum(x, dim)
     indices = _arg("arg" + name, x, dim, True)
     if not x.dim():
-        return ValuesIndices(mul(x, 1) if x.dtype is not bool_ else x.clone(), indices)
+        return ValuesIndices(x.clone(), indices)
     d = dim_index(dim, x.dim())
     values: Tensor = apply("gather", x, indices, dim=d)
     if keepdim:
@@ -195,12 +195,19 @@ def _max_or_min(name: str, input: Any, dim: Any, keepdim: bool) -> Any:
 
 def argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """Index (int64) of the first largest value; without ``dim`` into the flattened tensor."""
-    return _arg("argmax", as_operand(input), dim, keepdim)
+    return _arg("argmax", _ordered("argmax", input), dim, keepdim)
 
 
 def argmin(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """Index (int64) of the first smallest value; without ``dim`` into the flattened tensor."""
-    return _arg("argmin", as_operand(input), dim, keepdim)
+    return _arg("argmin", _ordered("argmin", input), dim, keepdim)
+
+
+def _ordered(name: str, input: Any) -> Tensor:
+    x = as_operand(input)
+    if x.dtype is bool_:
+        raise DTypeError(f"{name}(): does not support bool input; cast it with .long()")
+    return x
 
 
 def _arg(name: str, x: Tensor, dim: int | None, keepdim: bool) -> Tensor:
@@ -226,12 +233,18 @@ def _arg(name: str, x: Tensor, dim: int | None, keepdim: bool) -> Tensor:
 
 def all(input: Any, dim: Any = None, keepdim: bool = False) -> Tensor:
     """Whether every element is non-zero."""
-    return _reduce("all", _truth(input), dim, keepdim)
+    return _logical("all", input, dim, keepdim)
 
 
 def any(input: Any, dim: Any = None, keepdim: bool = False) -> Tensor:
     """Whether an element is non-zero."""
-    return _reduce("any", _truth(input), dim, keepdim)
+    return _logical("any", input, dim, keepdim)
+
+
+def _logical(name: str, input: Any, dim: Any, keepdim: bool) -> Tensor:
+    x = as_operand(input)
+    found = _reduce(name, _truth(x), dim, keepdim)
+    return cast(found, uint8) if x.dtype is uint8 else found  # as PyTorch, for old masks
 
 
 def _truth(input: Any) -> Tensor:
@@ -255,7 +268,7 @@ def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: An
         return whole.reshape((1,) * rank) if keepdim else whole
     d = dim_index(dim, rank)
     if not rank:
-        return mul(x, 1)
+        return x.clone()
     size = concrete(x.shape[d], "prod()")
     if size == 0:
         ones = sum(x, d, keepdim)  # zeros of the right shape
@@ -304,7 +317,7 @@ def logsumexp(input: Any, dim: Any, keepdim: bool = False) -> Tensor:
     if not x.dtype.is_float:
         x = cast(x, dtype_of("f32"))
     if not x.dim():
-        return mul(x, 1)
+        return x.clone()
     dims = dim_indices(dim, x.dim())
     peak = _extremum("amax", x, dims, True).detach()
     peak = where(isfinite(peak), peak, 0.0)
@@ -381,7 +394,7 @@ def topk(
 
 
 def _take(input: Tensor, indices: Tensor, dim: int) -> Tensor:
-    return gather(input, dim, indices) if input.dim() else mul(input, 1)
+    return gather(input, dim, indices) if input.dim() else input.clone()
 
 
 def cumsum(input: Any, dim: int, *, dtype: Any = None) -> Tensor:
@@ -393,7 +406,7 @@ def cumsum(input: Any, dim: int, *, dtype: Any = None) -> Tensor:
         x = cast(x, int64)
     d = dim_index(dim, x.dim())
     if not x.dim():
-        return mul(x, 1)
+        return x.clone()
     if not x.requires_grad and not x._traced:
         return x._like(np.cumsum(x._array, axis=d, dtype=x._array.dtype))
     size = concrete(x.shape[d], "cumsum()")

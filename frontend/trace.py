@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -41,7 +41,6 @@ class Traced:
     result: Any
     state: dict[str, Tensor]
     random_streams: int = 0
-    warnings: list[Any] = field(default_factory=list)
 
 
 class OutputRef(str):
@@ -205,6 +204,7 @@ class TracedTensor(Tensor):
     """A tensor of which only the type is known; operations on it become nodes."""
 
     _traced = True
+    _made_without_grad = False
 
     def __init__(self, value: Value, kind: TensorType) -> None:
         stand_in = np.broadcast_to(np.zeros((), kind.dtype.np), ())
@@ -269,12 +269,23 @@ class _Tracer:
 
     def apply(self, name: str, args: tuple[Tensor, ...], attrs: dict[str, Any]) -> Any:
         """Adds a node; returns traced tensors for its results."""
+        if grad_mode.is_grad_enabled():
+            args = tuple(self._without_history(t) for t in args)
         operands = [self.value_of(t) for t in args]
         plain = {k: _plain(v) for k, v in attrs.items()}
         results = self.graph.add(name, *operands, source=self.source(), **plain)
-        if isinstance(results, Value):
-            return self.tensor(results)
-        return tuple(self.tensor(v) for v in results)
+        several = not isinstance(results, Value)
+        tensors = tuple(self.tensor(v) for v in (results if several else (results,)))
+        if not grad_mode.is_grad_enabled():
+            for tensor in tensors:
+                tensor._made_without_grad = tensor.dtype.is_float
+        return tensors if several else tensors[0]
+
+    def _without_history(self, tensor: Tensor) -> Tensor:
+        """What no_grad() made is a constant for what is computed from it outside of no_grad()."""
+        if not isinstance(tensor, TracedTensor) or not tensor._made_without_grad:
+            return tensor
+        return self.tensor(self.graph.add("detach", tensor._value, source=self.source()))
 
     def enter_module(self, module: Module) -> None:
         self._stack.append(module)
@@ -333,7 +344,7 @@ class _Tracer:
         name = path.replace(".", "_")
         return self.tensor(self.graph.add("input", name=name, path=path, type=kind))
 
-    def tensor(self, value: Value) -> Tensor:
+    def tensor(self, value: Value) -> TracedTensor:
         """The traced tensor of a value."""
         kind = self.graph.type(value)
         return TracedTensor(value, TensorType(kind.dtype, tuple(map(_visible, kind.shape))))

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .graph import Graph, Source, Value
 from .ops.record import get
 from .types import Dim, DType, TensorType, dtype_of
+
+if TYPE_CHECKING:
+    from .graph import Graph, Source, Value
 
 
 class Builder:

@@ -184,7 +184,7 @@ class ModuleDict(Module):
             self.update(modules)
 
     def __getitem__(self, key: str) -> Module:
-        return self._modules[key]  # type: ignore[return-value]
+        return self._modules[key]
 
     def __setitem__(self, key: str, module: Module) -> None:
         self.add_module(key, module)
@@ -207,7 +207,7 @@ class ModuleDict(Module):
 
     def pop(self, key: str) -> Module:
         """Removes and returns the module under ``key``."""
-        return self._modules.pop(key)  # type: ignore[return-value]
+        return self._modules.pop(key)
 
     def keys(self) -> Iterable[str]:
         """The names."""
@@ -215,11 +215,11 @@ class ModuleDict(Module):
 
     def values(self) -> Iterable[Module]:
         """The modules."""
-        return self._modules.values()  # type: ignore[return-value]
+        return self._modules.values()
 
     def items(self) -> Iterable[tuple[str, Module]]:
         """Names and modules."""
-        return self._modules.items()  # type: ignore[return-value]
+        return self._modules.items()
 
     def update(self, modules: Any) -> None:
         """Adds (or replaces) modules from a mapping or from pairs."""
@@ -250,7 +250,7 @@ class ParameterList(Module):
         return len(self._parameters)
 
     def __iter__(self) -> Iterator[Parameter]:
-        return iter(self._parameters.values())  # type: ignore[arg-type]
+        return iter(self._parameters.values())
 
     @overload
     def __getitem__(self, index: int) -> Parameter: ...
@@ -295,6 +295,6 @@ class ParameterList(Module):
     def extra_repr(self) -> str:
         lines = []
         for name, p in self._parameters.items():
-            size = "x".join(str(d) for d in p.shape)  # type: ignore[union-attr]
-            lines.append(f"  ({name}): Parameter containing: [{p.dtype} of size {size}]")  # type: ignore[union-attr]
+            size = "x".join(str(d) for d in p.shape)
+            lines.append(f"  ({name}): Parameter containing: [{p.dtype} of size {size}]")
         return "\n".join(lines)

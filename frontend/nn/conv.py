@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Union
+from typing import Any
 
 from ...errors import UnsupportedError
 from ..tensor import Tensor
@@ -13,7 +13,7 @@ from .linear import reset_weight_and_bias
 from .module import Module
 from .parameter import Parameter, empty_parameter
 
-Ints = Union[int, Sequence[int]]
+Ints = int | Sequence[int]
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
@@ -86,9 +86,7 @@ def _check_groups(in_channels: int, out_channels: int, groups: int) -> None:
     if groups <= 0:
         raise ValueError("groups must be a positive integer")
     if in_channels % groups:
-        raise ValueError(
-            f"in_channels must be divisible by groups, got {in_channels} and {groups}"
-        )
+        raise ValueError(f"in_channels must be divisible by groups, got {in_channels} and {groups}")
     if out_channels % groups:
         raise ValueError(
             f"out_channels must be divisible by groups, got {out_channels} and {groups}"

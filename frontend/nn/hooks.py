@@ -11,7 +11,7 @@ _ids = itertools.count()
 
 
 class RemovableHandle:
-    """Returned by ``register_*_hook``; ``remove()`` (or leaving a ``with`` block) removes the hook."""
+    """Returned by ``register_*_hook``; ``remove()`` or leaving a ``with`` block removes it."""
 
     def __init__(self, hooks: OrderedDict[int, Any]) -> None:
         self.id = next(_ids)

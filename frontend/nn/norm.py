@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from ...errors import ShapeError, UnsupportedError
+from ...ir.types import int64
 from .. import dispatch
 from ..tensor import Tensor
 from . import functional as F
@@ -53,7 +52,7 @@ class _BatchNorm(Module):
         track = track_running_stats
         self.register_buffer("running_mean", empty(shape, device, dtype) if track else None)
         self.register_buffer("running_var", empty(shape, device, dtype) if track else None)
-        count = Tensor(np.zeros((), np.int64)) if track else None
+        count = empty((), device, int64) if track else None
         self.register_buffer("num_batches_tracked", count)
         self.reset_parameters()
 

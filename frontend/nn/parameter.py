@@ -32,9 +32,6 @@ class Parameter(Tensor):
         super().__init__(_adopted("Parameter", data))
         self.requires_grad = requires_grad
 
-    def __repr__(self) -> str:
-        return "Parameter containing:\n" + super().__repr__()
-
 
 class Buffer(Tensor):
     """A tensor that is state but not trained; ``persistent`` ones are in the state_dict."""

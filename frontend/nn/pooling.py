@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Union
+from typing import Any
 
 from ..tensor import Tensor
 from . import functional as F
 from .functional.checks import unsupported
 from .module import Module
 
-Ints = Union[int, Sequence[int]]
+Ints = int | Sequence[int]
 
 
 class MaxPool2d(Module):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ...errors import UnsupportedError
+from ..dispatch import wrap
 from ..grad_mode import no_grad
 from ..tensor import Tensor
 
@@ -65,7 +66,8 @@ def collect(
         destination[prefix + name] = value if keep_vars else value.detach()
     for name, child in module._modules.items():
         if child is not None:
-            child.state_dict(destination=destination, prefix=f"{prefix}{name}.", keep_vars=keep_vars)
+            path = f"{prefix}{name}."
+            child.state_dict(destination=destination, prefix=path, keep_vars=keep_vars)
     return destination
 
 
@@ -155,7 +157,7 @@ def _copy_into(target: Tensor, key: str, value: Any) -> str | None:
             f"checkpoint, the shape in current model is {list(shape)}."
         )
     with no_grad():
-        target.copy_(Tensor(np.asarray(array, dtype=target.dtype.np)))
+        target.copy_(wrap(np.asarray(array, dtype=target.dtype.np)))
     return None
 
 
@@ -165,7 +167,7 @@ def as_array(value: Any) -> np.ndarray | None:
     torch is looked up, never imported: whoever passes a torch tensor has imported it.
     """
     if isinstance(value, Tensor):
-        return value.detach().numpy()
+        return value._eager_array("load_state_dict()")
     if isinstance(value, (np.ndarray, np.number, np.bool_)):
         return np.asarray(value)
     torch = sys.modules.get("torch")

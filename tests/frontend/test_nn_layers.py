@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from netwright.frontend import nn
 from netwright.frontend.tensor import Tensor
 
@@ -207,5 +208,5 @@ def test_initialisation_has_torchs_distribution() -> None:
         ours, theirs = make(nn), make(torch.nn)
         for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
             bound = 1 / np.sqrt(np.prod(theirs.weight.shape[1:]))
-            assert np.abs(p.detach().numpy()).max() <= bound
+            assert np.abs(p.detach().numpy()).max() <= bound * (1 + 1e-6)
             assert p.detach().numpy().std() == pytest.approx(q.detach().numpy().std(), rel=0.3)

@@ -9,12 +9,14 @@ from ...dims import dim_index
 from ...dispatch import apply
 from ...tensor import Tensor
 from .checks import need_float, need_tensor
+from .inplace import overwrite, unaliased
 
 
 def _unary(name: str, input: Tensor, inplace: bool = False, **attrs: Any) -> Tensor:
     need_tensor(name, "input", 1, input)
-    result = apply(name, input, **attrs)
-    return overwrite(input, result) if inplace else result
+    if not inplace:
+        return apply(name, input, **attrs)
+    return overwrite(input, apply(name, unaliased(input), **attrs))
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:

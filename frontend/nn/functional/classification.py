@@ -33,9 +33,7 @@ def cross_entropy(
     need_tensor(name, "target", 2, target)
     need_float(name, input)
     if not 0.0 <= label_smoothing <= 1.0:
-        raise RuntimeError(
-            f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}"
-        )
+        raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
     if input.shape == target.shape:
         return _soft_targets(input, target, weight, ignore_index, reduction, label_smoothing)
     _check_classes(name, input, target, weight)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 from ....errors import ShapeError
 from ....ir.types import Extent
-from ... import dispatch
 from ...dispatch import apply
+from ...random import draw_key
 from ...tensor import Tensor
 from .checks import need_float, need_tensor, sizes
+from .inplace import overwrite, unaliased
 
 
-def dropout(
-    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> Tensor:
+def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """In training each element is 0 with probability ``p``, else multiplied by 1 / (1 - p).
 
     Srivastava et al. 2014. The random numbers are counter based (Philox), so that eager and
@@ -66,19 +64,12 @@ def _dropped(
     if not training or p == 0.0:
         return input
     need_float(name, input)
-    result = input * 0.0 if p == 1.0 else _masked(input, shape, float(p))
+    source = unaliased(input) if inplace else input
+    result = source * 0.0 if p == 1.0 else _masked(source, shape, float(p))
     return overwrite(input, result) if inplace else result
 
 
 def _masked(input: Tensor, shape: tuple[Extent, ...], p: float) -> Tensor:
-    keep = _uniform(shape) >= p
+    key, stream = draw_key()
+    keep = apply("uniform", key, shape=shape, stream=stream) >= p
     return apply("where", keep, input * (1.0 / (1.0 - p)), 0.0)
-
-
-def _uniform(shape: tuple[Extent, ...]) -> Any:
-    """Numbers in [0, 1) from the generator, or from the traced program's key."""
-    if dispatch.tracer is not None:
-        key, stream = dispatch.tracer.random_key()
-    else:
-        key, stream = next_key(), 0
-    return apply("uniform", key, shape=shape, stream=stream)

@@ -35,9 +35,7 @@ def embedding(
     return apply("embedding", cast(input, int64), weight, padding_idx=padding_idx)
 
 
-def check_embedding_options(
-    max_norm: float | None, scale_grad_by_freq: bool, sparse: bool
-) -> None:
+def check_embedding_options(max_norm: float | None, scale_grad_by_freq: bool, sparse: bool) -> None:
     """UnsupportedError for the options that netwright lacks."""
     if max_norm is not None:
         fix = "normalise the rows with nn.functional.normalize"

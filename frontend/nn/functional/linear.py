@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Union
 
 from ....errors import ShapeError
 from ....ir.types import Extent
 from ...dispatch import apply
 from ...tensor import Tensor
 from .checks import need_float, need_same_dtype, need_tensor, sizes, spread
+from .inplace import owned
 
-Ints = Union[int, Sequence[int]]
+Ints = int | Sequence[int]
 Pads = tuple[tuple[int, int], ...]
 
 
@@ -99,9 +99,10 @@ def _conv(
         groups=groups,
         layout="NCHW",
     )
+    if n == 2 and batched:
+        return y
     shape = y.shape if n == 2 else (*y.shape[:2], y.shape[3])
-    shape = shape if batched else shape[1:]
-    return y if n == 2 and batched else y.reshape(*shape)
+    return owned(y.reshape(*(shape if batched else shape[1:])))
 
 
 def _check_conv(

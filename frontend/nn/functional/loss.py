@@ -82,9 +82,7 @@ def smooth_l1_loss(
     return reduced(apply("smooth_l1", input, target, beta=float(beta)), reduction)
 
 
-def _check_regression(
-    name: str, input: Tensor, target: Tensor, weight: Tensor | None
-) -> None:
+def _check_regression(name: str, input: Tensor, target: Tensor, weight: Tensor | None) -> None:
     need_tensor(name, "input", 1, input)
     need_tensor(name, "target", 2, target)
     if input.shape != target.shape:

@@ -89,7 +89,7 @@ def _bessel(count: Extent, like: Tensor) -> Any:
     """count / (count - 1), the factor of the unbiased variance; 1 for an empty batch."""
     if isinstance(count, int):
         return count / (count - 1) if count > 1 else 1.0
-    total = apply("extent", size=count, dtype=like.dtype)
+    total = apply("extent", size=count, dtype=like.dtype.short)
     return total / (total - 1.0)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Union
+from typing import Any
 
 from ....errors import ShapeError
 from ...dispatch import apply
 from ...tensor import Tensor
 from .checks import need_tensor, sizes, spread, unsupported
+from .inplace import owned
 
-Ints = Union[int, Sequence[int]]
+Ints = int | Sequence[int]
 
 
 def max_pool2d(
@@ -93,4 +94,4 @@ def _pool(name: str, input: Tensor, **attrs: Any) -> Tensor:
             f"{sizes(input.shape)}"
         )
     y = apply(name, input.reshape(1, *input.shape), layout="NCHW", **attrs)
-    return y.reshape(*y.shape[1:])
+    return owned(y.reshape(*y.shape[1:]))

@@ -1,0 +1,79 @@
+"""compile(): the public entry, in its three forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, overload
+
+from ..compiler import Options
+from ..frontend.nn.module import Module
+from ..frontend.optim.optimizer import Optimizer
+from .module import CompiledModule
+from .step import CompiledStep
+
+
+@overload
+def compile(
+    model: Module,
+    *,
+    strict: bool = False,
+    dynamic: bool = True,
+    passes: Mapping[str, bool] | None = None,
+) -> CompiledModule: ...
+
+
+@overload
+def compile(
+    model: Module,
+    *,
+    loss: Callable[..., Any],
+    optimizer: Optimizer,
+    strict: bool = False,
+    dynamic: bool = True,
+    passes: Mapping[str, bool] | None = None,
+) -> CompiledStep: ...
+
+
+def compile(
+    model: Module,
+    *,
+    loss: Callable[..., Any] | None = None,
+    optimizer: Optimizer | None = None,
+    strict: bool = False,
+    dynamic: bool = True,
+    passes: Mapping[str, bool] | None = None,
+) -> CompiledModule | CompiledStep:
+    """A compiled form of ``model``; compilation happens at the first call of each kind.
+
+    Without ``loss``: a module with the same parameters and state_dict, for inference and for
+    training under autograd. With ``loss`` (a module or ``f(output, target)``) and ``optimizer``:
+    ``step(x, target)``, one native call for forward, backward and update.
+
+    strict: never change the program's meaning (keeps a softmax before CrossEntropyLoss).
+    dynamic: the leading dimension is symbolic, so another batch size compiles nothing.
+    passes: switches passes off by name, ``{"fuse_conv_bn_relu": False}``.
+    Raises TypeError for something else than a module, ValueError for unknown passes.
+    """
+    if not isinstance(model, Module):
+        raise TypeError(
+            f"compile(): expected an nn.Module, got {type(model).__name__}; wrap a function in a "
+            "module whose forward() calls it"
+        )
+    if isinstance(model, CompiledModule):
+        model = model._model
+    options = Options(strict, dynamic, dict(passes or {}))
+    if (loss is None) != (optimizer is None):
+        missing = "optimizer" if optimizer is None else "loss"
+        raise TypeError(
+            f"compile(): a training step needs loss and optimizer; {missing} is missing"
+        )
+    if loss is None or optimizer is None:
+        return CompiledModule(model, options)
+    if not callable(loss):
+        raise TypeError(f"compile(): loss must be callable, got {type(loss).__name__}")
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"compile(): optimizer must be a netwright.optim.Optimizer, got "
+            f"{type(optimizer).__name__}"
+        )
+    return CompiledStep(model, loss, optimizer, options)

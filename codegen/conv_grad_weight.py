@@ -1,0 +1,313 @@
+"""The kernel of a convolution's gradient with respect to its weight, images channels last.
+
+``dw[o][i][kh][kw]`` is a sum over all output pixels of the gradient times the input pixel under the
+kernel element: a matrix product whose rows are (kh, kw, i), whose columns are o, and whose
+reduction runs over pixels. Every thread has some tiles of the result and goes over all images; it
+adds block after block of pixels to partial sums in its private memory, and at the end writes them
+in the order of the weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..ir.graph import Graph, Node
+from ..ir.types import DType, Extent, TensorType, numel
+from .brgemm import MicroKernels, Reduction, Tile, register_rows
+from .depthwise import depthwise_grad_weight_kernel
+from .epilogue import TileEpilogue
+from .gemm import MAX_TASKS, Gemm, extent, gemm_kernel, kernel_params
+from .image import Axis, PaddedCopy, even_chunks, forward_axis
+from .kernel import Kernel, TaskCount, symbol_for
+from .loops import Size, least, minus, plus, quotient, remainder, times
+from .packing import choose_panel
+from .target import Target
+from .text import Function
+
+# Pixels per block: the gradient of a panel of channels stays in the first level cache.
+_PIXELS = 192
+# Multiply-adds of all tiles that differ, unrolled four times.
+_TILES = 400
+
+
+@dataclass(frozen=True)
+class WeightGradient:
+    """A weight gradient: ``inputs`` and ``outputs`` are channels of all groups, ``kernel`` its
+    height and width, ``out`` the height and width of the gradient's images."""
+
+    dtype: DType
+    batch: Extent
+    rows: Axis
+    columns: Axis
+    out: tuple[int, int]
+    inputs: int
+    outputs: int
+    groups: int
+    kernel: tuple[int, int]
+    dilation: tuple[int, int]
+    flops: Extent
+
+    @property
+    def group_inputs(self) -> int:
+        return self.inputs // self.groups
+
+    @property
+    def group_outputs(self) -> int:
+        return self.outputs // self.groups
+
+
+def emit_conv_grad_weight(node: Node, graph: Graph, target: Target) -> Kernel | None:
+    """The kernel of ``conv2d_grad_weight(g, x)``; None for images that are not NHWC."""
+    if node.op != "conv2d_grad_weight" or node.attrs["layout"] != "NHWC":
+        return None
+    g, x = (graph.type(v) for v in node.operands)
+    spec = _spec(node, g, x)
+    if spec is None or spec.columns.plain and _is_matrix_product(spec):
+        return _matrix_product(spec, node.type, target) if spec is not None else None
+    if spec.groups > 1 and spec.groups == spec.inputs == spec.outputs:
+        return depthwise_grad_weight_kernel(spec, target)
+    return _Writer(spec, target).kernel()
+
+
+def _spec(node: Node, g: TensorType, x: TensorType) -> WeightGradient | None:
+    fixed = (*g.shape[1:], *x.shape[1:])
+    if not all(isinstance(d, int) for d in fixed) or not g.dtype.is_float:
+        return None
+    oh, ow, outputs, height, width, inputs = (int(d) for d in fixed)  # type: ignore[arg-type]
+    attrs = node.attrs
+    axes = [
+        forward_axis(
+            (height, width)[i],
+            attrs["kernel_size"][i],
+            attrs["stride"][i],
+            attrs["padding"][i],
+            attrs["dilation"][i],
+        )
+        for i in (0, 1)
+    ]
+    groups, kernel = attrs["groups"], tuple(attrs["kernel_size"])
+    work = numel((g.shape[0], oh, ow, outputs, inputs // groups, *kernel))
+    return WeightGradient(
+        g.dtype, g.shape[0], axes[0], axes[1], (oh, ow), inputs, outputs, groups, kernel,
+        tuple(attrs["dilation"]), work * 2,
+    )  # fmt: skip
+
+
+def _is_matrix_product(spec: WeightGradient) -> bool:
+    """1 x 1 kernels without stride and padding."""
+    return (
+        spec.kernel == (1, 1)
+        and spec.groups == 1
+        and all(a.plain and a.advance == 1 for a in (spec.rows, spec.columns))
+        and spec.out == (spec.rows.size, spec.columns.size)
+    )
+
+
+def _matrix_product(spec: WeightGradient, result: TensorType, target: Target) -> Kernel:
+    pixels = numel((spec.batch, *spec.out))
+    panel = choose_panel(spec.inputs, target, spec.dtype)
+    gemm = Gemm(spec.dtype, spec.outputs, spec.inputs, pixels, 1, spec.outputs, "rows", panel)
+    epilogue = TileEpilogue((result.dtype,))
+    return gemm_kernel("conv2d_grad_weight", gemm, epilogue, ("%in0", "%in1"), 2, target)
+
+
+class _Writer:
+    def __init__(self, spec: WeightGradient, target: Target) -> None:
+        self.spec, self.target = spec, target
+        self.symbol = symbol_for("conv2d_grad_weight", spec, target)
+        self.f = Function(self.symbol, kernel_params(1, 2))
+        self.micro = MicroKernels(f"{self.symbol}_tile")
+        self.lanes = target.lanes(spec.dtype)
+        self.scalar = "float" if spec.dtype.itemsize == 4 else "double"
+        self.panel = choose_panel(spec.group_outputs, target, spec.dtype)
+        self.panels = -(-spec.group_outputs // self.panel)
+        self.tallest = register_rows(target)[self.panel // self.lanes]
+        self.block_rows = max(1, min(spec.out[0], _PIXELS // spec.out[1]))
+        self.copied = not (spec.rows.plain and spec.columns.plain)
+        height = spec.rows.extent(self.block_rows)
+        self.copy = PaddedCopy(spec.dtype, spec.rows, spec.columns, spec.inputs, height)
+        self.pitch = (self.copy.width if self.copied else spec.columns.size) * spec.inputs
+        self.tiles = self._plan_tiles()
+        self.tile_elements = max(len(rows) for _, rows in self.tiles) * self.panel
+        self.tables: list[str] = []
+
+    def _plan_tiles(self) -> list[tuple[int, tuple[int, ...]]]:
+        """The row tiles of one group: (first row, offsets of the rows in the input).
+
+        Rows are in the order (kh, kw, i). A tile keeps to rows that are neighbours in memory, which
+        makes most tiles alike, unless these are too few for a good tile.
+        """
+        spec = self.spec
+        offsets = [
+            kh * spec.dilation[0] * self.pitch + kw * spec.dilation[1] * spec.inputs + i
+            for kh in range(spec.kernel[0])
+            for kw in range(spec.kernel[1])
+            for i in range(spec.group_inputs)
+        ]
+        together = spec.group_inputs
+        if spec.groups == 1 and spec.dilation[1] == 1:
+            together *= spec.kernel[1]
+        if together < self.tallest and len(offsets) * self.panel // self.lanes * 4 <= _TILES:
+            together = len(offsets)
+        tiles = []
+        for segment in range(0, len(offsets), together):
+            at = segment
+            for height in even_chunks(together, self.tallest):
+                tiles.append((at, tuple(offsets[at : at + height])))
+                at += height
+        return tiles
+
+    def kernel(self) -> Kernel:
+        f, spec = self.f, self.spec
+        count = spec.groups * self.panels * len(self.tiles)
+        tasks = max(1, min(MAX_TASKS, count))
+        first = quotient(f, times(f, count, "%begin"), tasks)
+        stop = quotient(f, times(f, count, "%end"), tasks)
+        size = spec.dtype.itemsize
+        block_bytes = -(-self.copy.bytes // 64) * 64 if self.copied else 0
+        sums = f.element("%scratch", "i8", block_bytes)
+        mine = minus(f, stop, first)
+        with f.when(f.emit(f"icmp sgt i64 {mine}, 0")):
+            f.call(
+                "void", "llvm.memset.p0.i64", ("ptr", sums), ("i8", "0"),
+                ("i64", str(times(f, mine, self.tile_elements * size))), ("i1", "false"),
+            )  # fmt: skip
+            if self.copied:
+                self.copy.clear(f, "%scratch")
+            origins = self._table("origins", [rows[0] for _, rows in self.tiles])
+            patterns = [tuple(r - rows[0] for r in rows) for _, rows in self.tiles]
+            kinds = list(dict.fromkeys(patterns))
+            kind_of = self._table("kinds", [kinds.index(p) for p in patterns])
+            with f.loop(extent(f, spec.batch)) as image, f.loop(
+                spec.out[0], step=self.block_rows
+            ) as line:
+                x, g = self._block(image.index, line.index)
+                rows = least(f, minus(f, spec.out[0], line.index), self.block_rows)
+                with f.loop(stop, start=first) as tile:
+                    into = self._sums(sums, tile.index, first)
+                    column, number = self._place(tile.index)
+                    origin = f.load("i64", f.element(origins, "i64", number), 8)
+                    kind = f.load("i64", f.element(kind_of, "i64", number), 8)
+                    at = plus(f, origin, times(f, column.group, spec.group_inputs))
+                    a = f.element(x, self.scalar, at)
+                    b = f.element(g, self.scalar, column.column)
+                    self._tile(a, b, into, column, kind, kinds, rows)
+            self._write(sums, first, stop)
+        functions = [*self.micro.functions, f]
+        return Kernel(
+            self.symbol,
+            "\n".join([*self.tables, *(g.render() for g in functions)]),
+            frozenset().union(*(g.declarations for g in functions)),
+            TaskCount(tasks),
+            block_bytes + count * self.tile_elements * size,
+            spec.flops,
+        )
+
+    def _table(self, name: str, values: list[int]) -> str:
+        """A constant array of i64."""
+        symbol = f"@{self.symbol}_{name}"
+        items = ", ".join(f"i64 {v}" for v in values)
+        self.tables.append(f"{symbol} = internal constant [{len(values)} x i64] [{items}]")
+        return symbol
+
+    def _block(self, image: Size, line: Size) -> tuple[str, str]:
+        """Addresses of the input and of the gradient of a block of output rows."""
+        f, spec = self.f, self.spec
+        pixels = spec.rows.size * spec.columns.size
+        start = f.element("%in1", self.scalar, times(f, image, pixels * spec.inputs))
+        row = times(f, line, spec.rows.advance)
+        if self.copied:
+            self.copy.fill(f, "%scratch", start, row)
+            x = "%scratch"
+        else:
+            x = f.element(start, self.scalar, times(f, row, self.pitch))
+        y = plus(f, times(f, image, spec.out[0]), line)
+        return x, f.element("%in0", self.scalar, times(f, y, spec.out[1] * spec.outputs))
+
+    def _sums(self, sums: str, tile: Size, first: Size) -> str:
+        at = times(self.f, minus(self.f, tile, first), self.tile_elements)
+        return self.f.element(sums, self.scalar, at)
+
+    def _place(self, tile: Size) -> tuple[_Column, Size]:
+        """The columns of a tile, and the number of its rows in ``self.tiles``."""
+        f, spec = self.f, self.spec
+        number = remainder(f, tile, len(self.tiles))
+        part = quotient(f, tile, len(self.tiles))
+        panel = remainder(f, part, self.panels)
+        group = quotient(f, part, self.panels)
+        column = plus(f, times(f, group, spec.group_outputs), times(f, panel, self.panel))
+        return _Column(group, panel, column), number
+
+    def _widths(self, panel: Size) -> list[tuple[int, str]]:
+        """(columns, condition) for each width of a panel."""
+        f = self.f
+        rest = self.spec.group_outputs - (self.panels - 1) * self.panel
+        if rest == self.panel or self.panels == 1:
+            return [(rest, "true")]
+        last = f.emit(f"icmp eq i64 {panel}, {self.panels - 1}")
+        return [(rest, last), (self.panel, f.emit(f"xor i1 {last}, true"))]
+
+    def _tile(
+        self,
+        a: str,
+        b: str,
+        into: str,
+        column: _Column,
+        kind: str,
+        kinds: list[tuple[int, ...]],
+        rows: Size,
+    ) -> None:
+        """Adds a block of pixels to the partial sums of a tile."""
+        f, spec = self.f, self.spec
+        epilogue = TileEpilogue((spec.dtype,), accumulate=True)
+        loops = (
+            Reduction("%rows", spec.rows.advance * self.pitch, spec.out[1] * spec.outputs),
+            Reduction(spec.out[1], spec.columns.advance * spec.inputs, spec.outputs),
+        )
+        for width, condition in self._widths(column.panel):
+            vectors = -(-width // self.lanes)
+            for k, pattern in enumerate(kinds):
+                same = f.emit(f"icmp eq i64 {kind}, {k}")
+                with f.when(f.emit(f"and i1 {same}, {condition}")):
+                    tile = Tile(
+                        spec.dtype, self.lanes, pattern,
+                        tuple(i * self.panel for i in range(len(pattern))),
+                        vectors, width - (vectors - 1) * self.lanes, loops, False, self.panel,
+                    )  # fmt: skip
+                    name = self.micro.name(tile, epilogue, ("rows",))
+                    f.do(f"call void @{name}(ptr {a}, ptr {b}, ptr {into}, i64 {rows})")
+
+    def _write(self, sums: str, first: Size, stop: Size) -> None:
+        """Writes the finished tiles as (O, I, KH, KW)."""
+        f, spec = self.f, self.spec
+        taps = spec.kernel[0] * spec.kernel[1]
+        starts = self._table("starts", [at for at, _ in self.tiles])
+        heights = self._table("heights", [len(rows) for _, rows in self.tiles])
+        with f.loop(stop, start=first) as tile:
+            source = self._sums(sums, tile.index, first)
+            column, number = self._place(tile.index)
+            start = f.load("i64", f.element(starts, "i64", number), 8)
+            height = f.load("i64", f.element(heights, "i64", number), 8)
+            left = minus(f, spec.group_outputs, times(f, column.panel, self.panel))
+            with f.loop(height) as row:
+                position = plus(f, start, row.index)
+                tap = quotient(f, position, spec.group_inputs)
+                channel = remainder(f, position, spec.group_inputs)
+                at = plus(f, times(f, channel, taps), tap)
+                line = f.element(source, self.scalar, times(f, row.index, self.panel))
+                with f.loop(least(f, left, self.panel)) as c:
+                    value = f.load(
+                        self.scalar, f.element(line, self.scalar, c.index), spec.dtype.itemsize
+                    )
+                    o = times(f, plus(f, column.column, c.index), spec.group_inputs * taps)
+                    there = f.element("%out0", self.scalar, plus(f, o, at))
+                    f.store(self.scalar, value, there, spec.dtype.itemsize)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """The group and panel of a tile, and the first of its output channels."""
+
+    group: Size
+    panel: Size
+    column: Size

@@ -1,0 +1,410 @@
+"""Kernels of 2-D convolution and its gradient with respect to the input, images channels last.
+
+The rows of the matrix product are output pixels; the channels and columns of one kernel row are
+neighbours in memory, so that they make one long step of the reduction. Images with padding are
+copied block by block into private memory with zeros around them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..ir.graph import Graph, Node
+from ..ir.ops.packing import packed_conv_size
+from ..ir.types import DType, Extent, TensorType, numel
+from .brgemm import MicroKernels, Reduction, Tile, register_rows
+from .depthwise import depthwise_kernel
+from .epilogue import Contraction, TileEpilogue, contraction_of
+from .gemm import MAX_TASKS, Gemm, extent, gemm_kernel, kernel_params
+from .image import Axis, PaddedCopy, Phase, even_chunks, forward_axis, gradient_axis, runs
+from .kernel import Kernel, TaskCount, symbol_for
+from .loops import Size, least, minus, plus, quotient, remainder, times
+from .packing import PanelSource, choose_panel, conv_source, pack_function
+from .target import Target
+from .text import Function
+
+# Images are cut into blocks of rows until one image has this many independent parts.
+_PARTS = 8
+# Multiply-adds of the innermost loops of all tiles of one kernel, unrolled four times.
+_TILES = 400
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Output pixels from input pixels: the axes, channels and the weight of a convolution.
+
+    ``inputs`` and ``outputs`` are channels of all groups. ``size`` is the height and width of the
+    output. ``weight`` is the OIHW weight if it is not packed yet, ``flip`` its form.
+    """
+
+    dtype: DType
+    batch: Extent
+    rows: Axis
+    columns: Axis
+    size: tuple[int, int]
+    inputs: int
+    outputs: int
+    groups: int
+    kernel: tuple[int, int]
+    panel: int
+    flip: bool
+    weight: TensorType | None
+    flops: Extent
+
+    @property
+    def depthwise(self) -> bool:
+        return self.groups > 1 and self.groups == self.inputs == self.outputs
+
+    @property
+    def panels(self) -> int:
+        """Panels per group."""
+        return -(-(self.outputs // self.groups) // self.panel)
+
+    @property
+    def panel_elements(self) -> int:
+        """Elements of one packed panel."""
+        return self.kernel[0] * self.kernel[1] * (self.inputs // self.groups) * self.panel
+
+
+def emit_convolution(node: Node, graph: Graph, target: Target) -> Kernel | None:
+    """The kernel of conv2d, conv2d_grad_input and their packed forms, alone or with an epilogue.
+
+    None for images that are not NHWC and for epilogues that are not elementwise on the result.
+    """
+    operands = [graph.type(v) for v in node.operands]
+    found = contraction_of(node, operands)
+    if found is None or found.attrs.get("layout") != "NHWC" or not found.result.dtype.is_float:
+        return None
+    spec = convolution_of(found, target)
+    if spec is None:
+        return None
+    if spec.depthwise:
+        return depthwise_kernel(found, spec, len(operands), target)
+    if _is_matrix_product(spec):
+        return _matrix_product(found, spec, len(operands), target)
+    return _Writer(found, spec, len(operands), target).kernel()
+
+
+def convolution_of(found: Contraction, target: Target) -> Convolution | None:
+    """The geometry of a contraction that is a convolution."""
+    attrs = found.attrs
+    x, w = found.operands[:2]
+    packed = found.op.endswith("_packed")
+    gradient = found.op.startswith("conv2d_grad_input")
+    if found.op not in ("conv2d", "conv2d_packed", "conv2d_grad_input", "conv2d_grad_input_packed"):
+        return None
+    if not all(isinstance(d, int) for d in (*x.shape[1:], *w.shape, *found.result.shape[1:])):
+        return None
+    groups, kernel = attrs["groups"], _kernel(attrs, w, packed)
+    inputs, outputs = int(x.shape[3]), int(found.result.shape[3])  # type: ignore[arg-type]
+    columns = outputs // groups if not groups == inputs == outputs else outputs
+    panel = attrs["panel"] if packed else choose_panel(columns, target, x.dtype)
+    if panel % target.lanes(x.dtype):
+        return None
+    source = (int(x.shape[1]), int(x.shape[2]))  # type: ignore[arg-type]
+    result = (int(found.result.shape[1]), int(found.result.shape[2]))  # type: ignore[arg-type]
+    axes = []
+    for i in (0, 1):
+        geometry = (kernel[i], attrs["stride"][i], attrs["padding"][i], attrs["dilation"][i])
+        if gradient:
+            axes.append(gradient_axis(result[i], source[i], *geometry))
+        else:
+            axes.append(forward_axis(source[i], *geometry))
+    pixels = source if gradient else result
+    work = numel((x.shape[0], *pixels, inputs, outputs // groups, *kernel))
+    return Convolution(
+        x.dtype, x.shape[0], axes[0], axes[1], result, inputs, outputs, groups, kernel, panel,
+        gradient, None if packed else w, work * 2,
+    )  # fmt: skip
+
+
+def _kernel(attrs: Mapping[str, Any], w: TensorType, packed: bool) -> tuple[int, int]:
+    kh, kw = attrs["kernel_size"] if packed else w.shape[2:]
+    return int(kh), int(kw)
+
+
+def _is_matrix_product(spec: Convolution) -> bool:
+    """1 x 1 kernels without stride and padding: pixels are rows, whatever image they are in."""
+    if spec.kernel != (1, 1) or spec.groups != 1:
+        return False
+    return all(
+        axis.plain and axis.advance == 1 and axis.phases[0].step == 1 and axis.count == axis.size
+        for axis in (spec.rows, spec.columns)
+    )
+
+
+def _matrix_product(
+    found: Contraction, spec: Convolution, inputs: int, target: Target
+) -> Kernel | None:
+    rows = numel((spec.batch, *spec.size))
+    form = "packed"
+    if spec.weight is not None:
+        form = "rows" if spec.flip else "columns"
+    gemm = Gemm(
+        spec.dtype, rows, spec.outputs, spec.inputs, spec.inputs, 1, form, spec.panel
+    )
+    if gemm.blocked and found.epilogue.outputs[0] is not spec.dtype:
+        return None
+    pointers = found.pointer(0), found.pointer(1)
+    return gemm_kernel(found.op, gemm, found.epilogue, pointers, inputs, target)
+
+
+class _Writer:
+    """Writes a kernel; its work is a line of units: image, block of rows, panel of channels."""
+
+    def __init__(self, found: Contraction, spec: Convolution, inputs: int, target: Target) -> None:
+        self.spec, self.epilogue, self.target = spec, found.epilogue, target
+        self.x, self.w = found.pointer(0), found.pointer(1)
+        self.symbol = symbol_for(
+            found.op, spec, found.epilogue.key, self.x, self.w, inputs, target
+        )
+        self.f = Function(self.symbol, kernel_params(len(found.epilogue.outputs), inputs))
+        self.micro = MicroKernels(f"{self.symbol}_tile")
+        self.lanes = target.lanes(spec.dtype)
+        self.scalar = "float" if spec.dtype.itemsize == 4 else "double"
+        self.helpers: list[Function] = []
+        self.group_inputs = spec.inputs // spec.groups
+        self.group_outputs = spec.outputs // spec.groups
+        self.vectors = -(-min(spec.panel, self.group_outputs) // self.lanes)
+        self.tallest = register_rows(target)
+        step = spec.columns.advance * spec.inputs * spec.dtype.itemsize
+        if step % 4096 == 0:
+            # All pixels fall into one set of the first level cache, which has 8 ways.
+            self.tallest = {v: min(r, 6) for v, r in self.tallest.items()}
+        self.copied = not (spec.rows.plain and spec.columns.plain)
+        self.lines = self._lines_per_tile()
+        self.block_rows = self._block_rows()
+        self.copy = self._copy(self.block_rows)
+        self.pitch = (self.copy.width if self.copied else spec.columns.size) * spec.inputs
+
+    def _copy(self, rows: int) -> PaddedCopy:
+        spec = self.spec
+        height = spec.rows.extent(rows)
+        return PaddedCopy(spec.dtype, spec.rows, spec.columns, spec.inputs, height)
+
+    def _lines_per_tile(self) -> int:
+        """How many image rows are cut into tiles together, where one row makes poor tiles.
+
+        A tile needs eight accumulators to hide the latency of multiply-add.
+        """
+        spec = self.spec
+        if len(spec.rows.phases) * len(spec.columns.phases) > 1:
+            return 1
+        width, height = spec.columns.count, spec.rows.count
+        best, best_cost = 1, float("inf")
+        for lines in range(1, min(height, 8) + 1):
+            tiles = even_chunks(lines * width, self.tallest[self.vectors])
+            work = 4 * lines * width * self.vectors
+            if height % lines or (lines > 1 and work > _TILES):
+                continue
+            cost = sum(max(t * self.vectors, 8) + 2 for t in tiles) / (lines * width)
+            if cost < 0.95 * best_cost:
+                best, best_cost = lines, cost
+        return best
+
+    def _block_rows(self) -> int:
+        """Output rows (of each phase) per block: few enough for the second level cache."""
+        spec = self.spec
+        total = spec.rows.count
+        wanted = -(-_PARTS // (spec.groups * spec.panels))
+        if isinstance(spec.batch, int):
+            wanted = -(-wanted // max(1, spec.batch))
+        blocks = min(total, wanted)
+        while True:
+            rows = -(-total // max(1, blocks))
+            rows = -(-rows // self.lines) * self.lines
+            if rows <= self.lines or self._copy(rows).bytes <= self.target.l2 // 4:
+                return max(1, rows)
+            blocks += 1
+
+    # -- the kernel
+
+    def kernel(self) -> Kernel:
+        f, spec = self.f, self.spec
+        parts = spec.groups * spec.panels
+        blocks = -(-spec.rows.count // self.block_rows)
+        batch = extent(f, spec.batch)
+        work = times(f, batch, blocks * parts)
+        tasks = max(1, min(MAX_TASKS, work)) if isinstance(work, int) else MAX_TASKS
+        first = quotient(f, times(f, work, "%begin"), tasks)
+        stop = quotient(f, times(f, work, "%end"), tasks)
+        weights = self._prepare(first, stop)
+        with f.loop(stop, start=first, step="%run") as line:
+            image = quotient(f, line.index, blocks * parts)
+            left = remainder(f, line.index, blocks * parts)
+            block = quotient(f, left, parts)
+            part = remainder(f, left, parts)
+            run = least(f, minus(f, parts, part), minus(f, stop, line.index))
+            f.emit(f"add nsw i64 {run}, 0", "%run")
+            source = self._source(image, block)
+            with f.loop(plus(f, part, "%run"), start=part) as loop:
+                self._part(image, block, loop.index, source, weights)
+        functions = [*self.helpers, *self.micro.functions, f]
+        return Kernel(
+            self.symbol,
+            "".join(g.render() for g in functions),
+            frozenset().union(*(g.declarations for g in functions)),
+            TaskCount(tasks),
+            self._scratch(),
+            spec.flops,
+        )
+
+    def _scratch(self) -> int:
+        return self._block_bytes() + self._weight_bytes()
+
+    def _block_bytes(self) -> int:
+        return -(-self.copy.bytes // 64) * 64 if self.copied else 0
+
+    def _weight_bytes(self) -> int:
+        spec = self.spec
+        if spec.weight is None:
+            return 0
+        channels = (spec.outputs, spec.inputs)
+        o, i = channels[::-1] if spec.flip else channels
+        size = packed_conv_size(o, i, spec.kernel, spec.groups, spec.panel, spec.flip)
+        return size * spec.dtype.itemsize
+
+    def _prepare(self, first: Size, stop: Size) -> str:
+        """Clears the padded block and packs a weight that is not; returns the weight's address."""
+        f, spec = self.f, self.spec
+        packed = self.w
+        source: tuple[PanelSource, int, int] | None = None
+        if spec.weight is not None:
+            packed = f.element("%scratch", "i8", self._block_bytes())
+            source = conv_source(spec.weight, spec.panel, spec.flip, spec.groups)
+            self.helpers = pack_function(f"{self.symbol}_pack", source[0], self.target)
+        with f.when(f.emit(f"icmp slt i64 {first}, {stop}")):
+            if self.copied:
+                self.copy.clear(f, "%scratch")
+            if source is not None:
+                with f.loop(spec.groups * spec.panels) as loop:
+                    group = quotient(f, loop.index, spec.panels)
+                    panel = remainder(f, loop.index, spec.panels)
+                    at = times(f, loop.index, spec.panel_elements)
+                    into = f.element(packed, self.scalar, at)
+                    matrix = f.element(self.w, self.scalar, times(f, group, source[1]))
+                    args = f"ptr {into}, ptr {matrix}, i64 {panel}, i64 {source[0].inner}"
+                    f.do(f"call void @{self.symbol}_pack({args})")
+        return packed
+
+    def _source(self, image: Size, block: Size) -> str:
+        """The address of the first padded row of a block."""
+        f, spec = self.f, self.spec
+        elements = spec.rows.size * spec.columns.size * spec.inputs
+        start = f.element(self.x, self.scalar, times(f, image, elements))
+        row = times(f, block, self.block_rows * spec.rows.advance)
+        if not self.copied:
+            return f.element(start, self.scalar, times(f, row, self.pitch))
+        self.copy.fill(f, "%scratch", start, row)
+        return "%scratch"
+
+    def _part(self, image: Size, block: Size, part: Size, source: str, weights: str) -> None:
+        """One panel of output channels for a block of rows."""
+        f, spec = self.f, self.spec
+        group = quotient(f, part, spec.panels)
+        panel = remainder(f, part, spec.panels)
+        a = f.element(source, self.scalar, times(f, group, self.group_inputs))
+        b = f.element(weights, self.scalar, times(f, part, spec.panel_elements))
+        column = plus(f, times(f, group, self.group_outputs), times(f, panel, spec.panel))
+        rest = self.group_outputs - (spec.panels - 1) * spec.panel
+        widths = {rest: "true"}
+        if spec.panels > 1 and rest != spec.panel:
+            last = f.emit(f"icmp eq i64 {panel}, {spec.panels - 1}")
+            widths = {rest: last, spec.panel: f.emit(f"xor i1 {last}, true")}
+        for width, condition in widths.items():
+            with f.when(condition):
+                for rows in spec.rows.phases:
+                    for columns in spec.columns.phases:
+                        self._phase(image, block, a, b, column, width, rows, columns)
+
+    def _phase(
+        self,
+        image: Size,
+        block: Size,
+        a: str,
+        b: str,
+        column: Size,
+        width: int,
+        rows: Phase,
+        columns: Phase,
+    ) -> None:
+        """The outputs of one phase on each axis."""
+        f, spec = self.f, self.spec
+        taps = columns.first_tap + rows.first_tap * spec.kernel[1]
+        b = f.element(b, self.scalar, taps * self.group_inputs * spec.panel)
+        a = f.element(a, self.scalar, rows.at * self.pitch + columns.at * spec.inputs)
+        start = times(f, block, self.block_rows)
+        count = least(f, minus(f, rows.count, start), self.block_rows)
+        vectors = -(-width // self.lanes)
+        tiles = runs(even_chunks(self.lines * columns.count, self.tallest[vectors]))
+        with f.loop(count, step=self.lines) as loop:
+            line = f.element(a, self.scalar, times(f, loop.index, rows.advance * self.pitch))
+            y = plus(f, times(f, plus(f, start, loop.index), rows.step), rows.first)
+            y = plus(f, times(f, image, spec.size[0]), y)
+            row = plus(f, times(f, y, spec.size[1]), columns.first)
+            self._tiles(line, b, row, column, width, tiles, rows, columns)
+
+    def _tiles(
+        self,
+        a: str,
+        b: str,
+        row: Size,
+        column: Size,
+        width: int,
+        tiles: list[tuple[int, int, int]],
+        rows: Phase,
+        columns: Phase,
+    ) -> None:
+        """``self.lines`` rows of the output, as many tiles of each height as ``tiles`` says."""
+        f, spec = self.f, self.spec
+        if self.lines > 1:
+            tiles = [(t, at + k * t, 1) for t, at, n in tiles for k in range(n)]
+        for height, first, how_many in tiles:
+            tile, origin = self._tile(height, first, width, rows, columns)
+            with f.loop(how_many) as loop:
+                moved = times(f, loop.index, height * columns.advance * spec.inputs)
+                here = f.element(a, self.scalar, plus(f, moved, origin))
+                pixel = plus(f, times(f, loop.index, height * columns.step), first * columns.step)
+                args = [("ptr", here), ("ptr", b)]
+                at = plus(f, row, pixel)
+                args += self.epilogue.arguments(f, str(at), str(column), spec.outputs)
+                name = self.micro.name(tile, self.epilogue)
+                f.do(f"call void @{name}({', '.join(f'{t} {v}' for t, v in args)})")
+
+    def _tile(
+        self, height: int, first: int, width: int, rows: Phase, columns: Phase
+    ) -> tuple[Tile, int]:
+        """The tile of outputs ``first`` and following, and the offset in A of its first row."""
+        spec = self.spec
+        offsets = []
+        for output in range(first, first + height):
+            y, x = divmod(output, columns.count)
+            offsets.append(y * rows.advance * self.pitch + x * columns.advance * spec.inputs)
+        vectors = -(-width // self.lanes)
+        step = columns.step * spec.outputs
+        tile = Tile(
+            spec.dtype,
+            self.lanes,
+            tuple(o - offsets[0] for o in offsets),
+            tuple(i * step for i in range(height)),
+            vectors,
+            width - (vectors - 1) * self.lanes,
+            self._loops(rows, columns),
+            c_pitch=spec.outputs,
+        )
+        return tile, offsets[0]
+
+    def _loops(self, rows: Phase, columns: Phase) -> tuple[Reduction, ...]:
+        spec = self.spec
+        if not rows.taps or not columns.taps:
+            return ()
+        tap = self.group_inputs * spec.panel
+        down = Reduction(
+            rows.taps, rows.tap_advance * self.pitch, rows.tap_step * spec.kernel[1] * tap
+        )
+        if spec.groups == 1 and (columns.taps == 1 or columns.tap_advance == columns.tap_step == 1):
+            return down, Reduction(columns.taps * spec.inputs, 1, spec.panel)
+        across = Reduction(columns.taps, columns.tap_advance * spec.inputs, columns.tap_step * tap)
+        return down, across, Reduction(self.group_inputs, 1, spec.panel)
