@@ -16,6 +16,7 @@ from .codegen.packing import choose_panel
 from .codegen.program import emit_program
 from .codegen.target import Target, host
 from .errors import BatchSpecializationError, LintWarning
+from .frontend import dispatch
 from .frontend import trace as tracing
 from .frontend.nn.module import Module
 from .ir.graph import Graph
@@ -97,8 +98,12 @@ def capture(
     kwargs: dict[str, Any],
     options: Options,
     name: str,
+    warned: set[str],
 ) -> Compilation:
-    """Traces a program; falls back to a fixed batch size if it needs the batch as a number."""
+    """Traces a program; falls back to a fixed batch size if it needs the batch as a number.
+
+    ``warned`` holds the lints that were issued for this program before, in another mode.
+    """
     start = time.perf_counter()
     ledger = Ledger()
     try:
@@ -106,11 +111,19 @@ def capture(
     except BatchSpecializationError as error:
         ledger.note("trace", "T001", False, f"compiled for one batch size: {error}")
         traced = tracing.trace(program, modules, args, kwargs, False, name)
-    for warning in lint(traced.graph):
-        warnings.warn(warning, LintWarning, stacklevel=4)
+    warn(lint(traced.graph), warned)
     made = Compilation(traced, {"traced": traced.graph}, ledger)
     made.seconds["trace"] = time.perf_counter() - start
     return made
+
+
+def warn(found: list[LintWarning], warned: set[str]) -> None:
+    """Issues warnings that are new, at the line of the user's program that runs now."""
+    file, line = dispatch.caller()
+    for warning in found:
+        if str(warning) not in warned:
+            warned.add(str(warning))
+            warnings.warn_explicit(warning, LintWarning, file or "<netwright>", line)
 
 
 def compile_inference(made: Compilation, options: Options, target: Target | None = None) -> None:

@@ -39,6 +39,7 @@ class CompiledModule(Inspection, Module):
         own["_options"] = options
         own["_variants"] = {}
         own["_fixed"] = set()
+        own["_warned"] = set()
         own["_compile_lock"] = threading.RLock()
 
     @property
@@ -123,7 +124,13 @@ class CompiledModule(Inspection, Module):
             if key not in self._variants:
                 name = type(self._model).__name__
                 made = compiler.capture(
-                    self._model, {"": self._model}, call.args, call.kwargs, self._options, name
+                    self._model,
+                    {"": self._model},
+                    call.args,
+                    call.kwargs,
+                    self._options,
+                    name,
+                    self._warned,
                 )
                 build(made, self._options)
                 variant = kind(made)

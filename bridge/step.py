@@ -17,6 +17,7 @@ from ..frontend.nn.module import Module
 from ..frontend.optim.optimizer import Optimizer
 from ..frontend.tensor import Tensor
 from ..passes.apply_optimizer import Update, hyper_path, state_path
+from ..passes.lint import lint_gradients
 from ..runtime import settings
 from .call import Call
 from .inspection import Inspection
@@ -42,6 +43,7 @@ class CompiledStep(Inspection):
         self._options = options
         self._variants: dict[Any, StepVariant] = {}
         self._fixed: set[Any] = set()
+        self._warned: set[str] = set()
         self._lock = threading.RLock()
         self._predict = CompiledModule(model, options)
         self._groups = self._parameter_groups()
@@ -139,7 +141,9 @@ class CompiledStep(Inspection):
             modules["loss"] = self.loss
         program = _program(self.model, self.loss)
         name = type(self.model).__name__ + "_step"
-        made = compiler.capture(program, modules, call.args, {}, self._options, name)
+        made = compiler.capture(
+            program, modules, call.args, {}, self._options, name, self._warned
+        )
         _check_loss(made)
         updates = [
             Update(
@@ -152,6 +156,8 @@ class CompiledStep(Inspection):
             for path, (index, p) in groups.items()
         ]
         compiler.compile_step(made, updates, self._options)
+        reached = made.stages["optimized"].updates
+        compiler.warn(lint_gradients([u.path for u in updates], reached), self._warned)
         return StepVariant(made, self.optimizer, updates, groups)
 
 

@@ -264,7 +264,7 @@ class _Columns(_BatchNorm):
             around = sweep(
                 e, count, centred, zeros * 2, start=loop.index, width=1, unroll=unroll
             )
-            following = []
+            following: list[Lane] = []
             for k, mean in enumerate(means):
                 state = _State(*(Lane(v, float64) for v in loop.carried[3 * k : 3 * k + 3]))
                 block = (mean, around[k], around[width + k])

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from ..ir.graph import Graph, Node
 from ..ir.types import DType, Extent, bool_, int32, int64, numel
-from .emitter import Lane, VectorEmitter, memory_type, scalar_type
+from .emitter import VectorEmitter, memory_type, scalar_type
 from .kernel import Kernel, TaskCount
 from .loops import (
     KernelWriter,
@@ -19,9 +19,7 @@ from .loops import (
     Position,
     Size,
     for_each_column_block,
-    greatest,
     least,
-    minus,
     plus,
     report_bad_index,
     sweep,
@@ -66,12 +64,6 @@ def _index(fn: Function, base: str, dtype: DType, place: Size, size: Size) -> tu
     return fn.emit(f"select i1 {inside}, i64 {index}, i64 0"), inside
 
 
-def _choose(e: VectorEmitter, condition: str, v: Lane) -> Lane:
-    """``v``, or zeros unless the scalar ``condition`` holds."""
-    kind, zero = e.type(v.dtype), e.constant(0, v.dtype).text
-    return Lane(e.fn.emit(f"select i1 {condition}, {kind} {v.text}, {kind} {zero}"), v.dtype)
-
-
 # ---- embedding
 
 
@@ -85,8 +77,6 @@ def _embedding(w: KernelWriter) -> TaskCount:
         index, inside = _index(fn, "%in0", indices.dtype, task.index, num)
         out = fn.element("%out0", kind, times(fn, task.index, features))
         row = fn.element("%in1", kind, times(fn, index, features))
-        # Without rows there is nothing to read in place of a bad index.
-        length = fn.emit(f"select i1 {inside}, i64 {features}, i64 0")
 
         def copy(at: Position, acc: Lanes) -> Lanes:
             at.store(at.load(row, dtype), out)
@@ -98,7 +88,7 @@ def _embedding(w: KernelWriter) -> TaskCount:
 
         with fn.when(inside):
             sweep(e, features, copy)
-        with fn.when(fn.emit(f"icmp ne i64 {length}, {features}")):
+        with fn.when(fn.emit(f"xor i1 {inside}, true")):
             sweep(e, features, clear)
     return TaskCount(numel(indices.shape))
 

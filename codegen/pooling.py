@@ -117,7 +117,8 @@ class _Pool:
     def _window_axis(self, i: int, size: int, out: int) -> Axis:
         a = self.attrs
         dilation = a["dilation"][i] if "dilation" in a else 1
-        return Window(size, out, a["kernel_size"][i], a["stride"][i], *a["padding"][i], dilation)
+        low, high = a["padding"][i]
+        return Window(size, out, a["kernel_size"][i], a["stride"][i], low, high, dilation)
 
     # -- places
 

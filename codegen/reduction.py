@@ -181,7 +181,7 @@ def _argument(dtype: DType, index: DType, largest: bool) -> Accumulator:
     def step(e: VectorEmitter, acc: Lanes, x: Lane, at: Lane | None) -> Lanes:
         best, where = acc
         take = beats(e, x, best)
-        return e.select(take, x, best), e.select(take, at, where)
+        return e.select(take, x, best), where if at is None else e.select(take, at, where)
 
     def merge(e: VectorEmitter, a: Lanes, b: Lanes) -> Lanes:
         takes_b = beats(e, b[0], a[0])

@@ -40,10 +40,7 @@ def emit_softmax(node: Node, graph: Graph, target: Target) -> Kernel | None:
     if x.dtype not in (float32, float64):
         return None
     dim = node.attrs["dim"]
-    if x.rank == 0:
-        outer, classes, inner = (1, 1, 1)
-    else:
-        outer, classes, inner = numel(x.shape[:dim]), x.shape[dim], numel(x.shape[dim + 1 :])
+    outer, classes, inner = numel(x.shape[:dim]), x.shape[dim], numel(x.shape[dim + 1 :])
     if inner == 1:
         tasks = _rows(w, x.dtype, outer, classes)
     else:

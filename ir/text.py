@@ -15,20 +15,19 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from .graph import NOWHERE, Graph, Node, Source, Value
+from .parser import parse as parse
 from .types import DTYPES, Dim, TensorType, dtype_of
+from .verify import NAMED_SOURCES, WORD
 
 MAX_DENSE = 64
 """Arrays of up to this many elements are written as lists, larger ones as base64."""
 
-TYPED_SOURCES = ("input", "parameter", "buffer")
-_WORD = re.compile(r"[^\W\d]\w*")
 _SPELLED = frozenset(d.np for d in DTYPES)
 _BITS = {4: np.uint32, 8: np.uint64}
 
@@ -66,7 +65,7 @@ def quote(text: str) -> str:
 
 
 def _word(name: str) -> str:
-    return name if _WORD.fullmatch(name) else quote(name)
+    return name if WORD.fullmatch(name) else quote(name)
 
 
 def _value(value: Value) -> str:
@@ -99,7 +98,7 @@ def _attrs(node: Node) -> str:
     items = []
     for key in keys:
         value = node.attrs[key]
-        if key == "type" and node.op in TYPED_SOURCES and (value,) == node.types:
+        if key == "type" and node.op in NAMED_SOURCES and (value,) == node.types:
             continue
         if _is_value_of_constant(node, key):
             items.append(f"{key}={_array_data(value)}")
@@ -148,9 +147,8 @@ def _dense(array: np.ndarray) -> str:
 def _number(array: np.ndarray) -> str:
     """The shortest text that reads back to the same bits; a NaN with a payload as its bits."""
     value = array[()]
-    short = np.format_float_scientific(value, trim="0", exp_digits=2)
-    plain = str(value)
-    for text in (plain, short, repr(float(value))):
+    # The short text may read back one bit off: it is rounded to float64 first.
+    for text in (str(value), repr(float(value))):
         if array.dtype.type(float(text)).tobytes() == array.tobytes():
             return text
     bits = array.view(_BITS[array.dtype.itemsize])

@@ -34,7 +34,7 @@ from .types import DTYPES, Dim, TensorType
 
 WORD = re.compile(r"[^\W\d]\w*")
 _DTYPES = frozenset(d.np for d in DTYPES)
-_NAMED_SOURCES = ("input", "parameter", "buffer")
+NAMED_SOURCES = ("input", "parameter", "buffer")
 
 
 def verify(graph: Graph) -> None:
@@ -74,7 +74,9 @@ def is_plain(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return type(value) is np.ndarray and value.dtype in _DTYPES and value.dtype.isnative
     if isinstance(value, TensorType):
-        return all(type(d) in (int, Dim) for d in value.shape)
+        return all(
+            (type(d) is Dim and d.coef >= 0) or (type(d) is int and d >= 0) for d in value.shape
+        )
     return value is None or type(value) in (bool, int, float, str, Dim, Graph)
 
 
@@ -106,7 +108,7 @@ def _check_node(graph: Graph, node: Node, known: set[Value]) -> None:
                 "int, float, str, Dim, TensorType, Graph, a native array or a tuple of these",
                 node,
             )
-    if node.op in (*_NAMED_SOURCES, "constant"):
+    if node.op in (*NAMED_SOURCES, "constant"):
         _check_source(graph, node)
     if node.op == "fused":
         _check_region(graph, node)

@@ -36,7 +36,7 @@ def lint(graph: Graph) -> list[LintWarning]:
 
 
 def lint_gradients(
-    graph: Graph, parameters: Collection[str], differentiated: Collection[str]
+    parameters: Collection[str], differentiated: Collection[str]
 ) -> list[LintWarning]:
     """L009 for the trained ``parameters`` that are not among the ``differentiated`` ones."""
     missing = [p for p in parameters if p not in differentiated]

@@ -77,11 +77,11 @@ class Module:
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, Parameter):
             self._require_init("parameters")
-            self._forget(name)
+            self._forget(name, but="_parameters")
             self.register_parameter(name, value)
         elif isinstance(value, Module):
             self._require_init("module")
-            self._forget(name)
+            self._forget(name, but="_modules")
             self._modules[name] = value
         elif name in self.__dict__.get("_parameters", ()):
             self._require_none(value, "parameter", name, "nn.Parameter or None expected")
@@ -91,7 +91,7 @@ class Module:
             self._modules[name] = None
         elif isinstance(value, Buffer):
             self._require_init("buffer")
-            self._forget(name)
+            self._forget(name, but="_buffers")
             self.register_buffer(name, value, value.persistent)
         elif name in self.__dict__.get("_buffers", ()):
             self._assign_buffer(name, value)
@@ -122,9 +122,12 @@ class Module:
         if value is not None:
             raise TypeError(f"cannot assign '{_typename(value)}' as {role} '{name}' ({expected})")
 
-    def _forget(self, name: str) -> None:
-        for store in (self.__dict__, self._parameters, self._buffers, self._modules):
-            store.pop(name, None)
+    def _forget(self, name: str, but: str) -> None:
+        """Drops ``name`` from everything except ``but``, in which it keeps its position."""
+        self.__dict__.pop(name, None)
+        for store in ("_parameters", "_buffers", "_modules"):
+            if store != but:
+                self.__dict__[store].pop(name, None)
         self._non_persistent_buffers_set.discard(name)
 
     def _assign_buffer(self, name: str, value: Any) -> None:

@@ -159,7 +159,9 @@ class SingleNode:
         wide = [a.astype(np.float64) if a.dtype == np.float32 else a for a in arrays]
         return run_node(self.node, wide, n)
 
-    def check(self, *arrays: np.ndarray, n: int = 1, rtol: float = 2e-6, atol: float = 2e-6) -> None:
+    def check(
+        self, *arrays: np.ndarray, n: int = 1, rtol: float = 2e-6, atol: float = 2e-6
+    ) -> None:
         """Runs the kernel and compares with the record (tolerances are for float32)."""
         double = all(a.dtype != np.float32 for a in arrays)
         scale = 1e-7 if double else 1.0

@@ -42,7 +42,8 @@ def test_the_samples_of_the_record_give_the_same_result(
 def test_embeddings_of_every_width_and_batch(
     single: Callable, features: int, padding: int | None
 ) -> None:
-    forward = single(emit_indexing, "embedding", [i64(N, 3), f32(11, features)], padding_idx=padding)
+    types = [i64(N, 3), f32(11, features)]
+    forward = single(emit_indexing, "embedding", types, padding_idx=padding)
     attrs = {"num": 11, "padding_idx": padding}
     backward = single(emit_indexing, "embedding_grad", [f32(N, 3, features), i64(N, 3)], **attrs)
     for n in (0, 1, 40):

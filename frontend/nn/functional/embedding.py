@@ -64,7 +64,7 @@ def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
             f"but got {tensor.dtype}; convert it with .long()"
         )
     if num_classes < 0 or not tensor._traced:
-        num_classes = _checked_classes(tensor.detach().numpy(), num_classes)
+        num_classes = _checked_classes(tensor.numpy(), num_classes)
     classes = as_operand(np.arange(num_classes, dtype=np.int64))
     return cast(apply("eq", tensor.unsqueeze(-1), classes), int64)
 

@@ -144,7 +144,7 @@ def _check_unit_interval(name: str, tensor: Tensor) -> None:
     if dispatch.tracer is not None:
         return  # the values are not known yet
     values = tensor.detach().numpy()
-    if ((values < 0) | (values > 1)).any():
+    if not ((values >= 0) & (values <= 1)).all():  # NaN is not in the interval either
         hint = "; apply a sigmoid, or use binary_cross_entropy_with_logits"
         raise RuntimeError(
             f"all elements of {name} should be between 0 and 1" + hint * (name == "input")

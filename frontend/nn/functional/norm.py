@@ -143,9 +143,9 @@ def normalize(
     need_float("normalize", input)
     if out is not None:
         raise unsupported("normalize", "out=", "assign the result instead")
-    size = abs(input)
     if p == 2:
         return input / (input * input).sum(dim, keepdim=True).clamp(min=eps * eps).sqrt()
+    size = abs(input)
     if p == 1:
         norm = size.sum(dim, keepdim=True)
     elif math.isinf(p):
