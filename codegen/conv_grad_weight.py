@@ -12,12 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ir.graph import Graph, Node
-from ..ir.types import DType, Extent, TensorType, numel
+from ..ir.types import TensorType, numel
 from .brgemm import MicroKernels, Reduction, Tile, register_rows
-from .depthwise import depthwise_grad_weight_kernel
+from .depthwise_grad_weight import depthwise_grad_weight
 from .epilogue import TileEpilogue
 from .gemm import MAX_TASKS, Gemm, extent, gemm_kernel, kernel_params
-from .image import Axis, PaddedCopy, even_chunks, forward_axis
+from .image import PaddedCopy, WeightGradient, even_chunks, forward_axis
 from .kernel import Kernel, TaskCount, symbol_for
 from .loops import Size, least, minus, plus, quotient, remainder, times
 from .packing import choose_panel
@@ -30,42 +30,18 @@ _PIXELS = 192
 _TILES = 400
 
 
-@dataclass(frozen=True)
-class WeightGradient:
-    """A weight gradient: ``inputs`` and ``outputs`` are channels of all groups, ``kernel`` its
-    height and width, ``out`` the height and width of the gradient's images."""
-
-    dtype: DType
-    batch: Extent
-    rows: Axis
-    columns: Axis
-    out: tuple[int, int]
-    inputs: int
-    outputs: int
-    groups: int
-    kernel: tuple[int, int]
-    dilation: tuple[int, int]
-    flops: Extent
-
-    @property
-    def group_inputs(self) -> int:
-        return self.inputs // self.groups
-
-    @property
-    def group_outputs(self) -> int:
-        return self.outputs // self.groups
-
-
 def emit_conv_grad_weight(node: Node, graph: Graph, target: Target) -> Kernel | None:
     """The kernel of ``conv2d_grad_weight(g, x)``; None for images that are not NHWC."""
     if node.op != "conv2d_grad_weight" or node.attrs["layout"] != "NHWC":
         return None
     g, x = (graph.type(v) for v in node.operands)
     spec = _spec(node, g, x)
-    if spec is None or spec.columns.plain and _is_matrix_product(spec):
-        return _matrix_product(spec, node.type, target) if spec is not None else None
+    if spec is None:
+        return None
+    if _is_matrix_product(spec):
+        return _matrix_product(spec, node.type, target)
     if spec.groups > 1 and spec.groups == spec.inputs == spec.outputs:
-        return depthwise_grad_weight_kernel(spec, target)
+        return depthwise_grad_weight(spec, target)
     return _Writer(spec, target).kernel()
 
 

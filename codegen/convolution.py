@@ -8,17 +8,25 @@ copied block by block into private memory with zeros around them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ..ir.graph import Graph, Node
 from ..ir.ops.packing import packed_conv_size
-from ..ir.types import DType, Extent, TensorType, numel
+from ..ir.types import TensorType, numel
 from .brgemm import MicroKernels, Reduction, Tile, register_rows
+from .conv_grad_weight import emit_conv_grad_weight
 from .depthwise import depthwise_kernel
 from .epilogue import Contraction, TileEpilogue, contraction_of
 from .gemm import MAX_TASKS, Gemm, extent, gemm_kernel, kernel_params
-from .image import Axis, PaddedCopy, Phase, even_chunks, forward_axis, gradient_axis, runs
+from .image import (
+    Convolution,
+    PaddedCopy,
+    Phase,
+    even_chunks,
+    forward_axis,
+    gradient_axis,
+    runs,
+)
 from .kernel import Kernel, TaskCount, symbol_for
 from .loops import Size, least, minus, plus, quotient, remainder, times
 from .packing import PanelSource, choose_panel, conv_source, pack_function
@@ -31,48 +39,13 @@ _PARTS = 8
 _TILES = 400
 
 
-@dataclass(frozen=True)
-class Convolution:
-    """Output pixels from input pixels: the axes, channels and the weight of a convolution.
-
-    ``inputs`` and ``outputs`` are channels of all groups. ``size`` is the height and width of the
-    output. ``weight`` is the OIHW weight if it is not packed yet, ``flip`` its form.
-    """
-
-    dtype: DType
-    batch: Extent
-    rows: Axis
-    columns: Axis
-    size: tuple[int, int]
-    inputs: int
-    outputs: int
-    groups: int
-    kernel: tuple[int, int]
-    panel: int
-    flip: bool
-    weight: TensorType | None
-    flops: Extent
-
-    @property
-    def depthwise(self) -> bool:
-        return self.groups > 1 and self.groups == self.inputs == self.outputs
-
-    @property
-    def panels(self) -> int:
-        """Panels per group."""
-        return -(-(self.outputs // self.groups) // self.panel)
-
-    @property
-    def panel_elements(self) -> int:
-        """Elements of one packed panel."""
-        return self.kernel[0] * self.kernel[1] * (self.inputs // self.groups) * self.panel
-
-
 def emit_convolution(node: Node, graph: Graph, target: Target) -> Kernel | None:
-    """The kernel of conv2d, conv2d_grad_input and their packed forms, alone or with an epilogue.
+    """The kernel of conv2d, its two gradients and the packed forms, alone or with an epilogue.
 
     None for images that are not NHWC and for epilogues that are not elementwise on the result.
     """
+    if node.op == "conv2d_grad_weight":
+        return emit_conv_grad_weight(node, graph, target)
     operands = [graph.type(v) for v in node.operands]
     found = contraction_of(node, operands)
     if found is None or found.attrs.get("layout") != "NHWC" or not found.result.dtype.is_float:

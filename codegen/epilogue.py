@@ -130,7 +130,7 @@ class TileEpilogue:
         return params
 
     def initial(self, e: VectorEmitter, tile: Tile) -> list[Lane | None]:
-        if self._in_memory(tile):
+        if self.in_memory(tile):
             e.fn.emit(f"alloca [{tile.rows * tile.vectors} x {e.type(tile.dtype)}], align 64", _TILE)
         if self.bias is None:
             return [None] * tile.vectors
@@ -140,30 +140,42 @@ class TileEpilogue:
         ]
 
     def finish(self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]) -> None:
-        if not self._in_memory(tile):
+        if not self.in_memory(tile):
             for j in range(tile.vectors):
-                columns = self._columns(e, tile, j)
-                for i, row in enumerate(values):
-                    start = tile.c_rows[i]
-                    self._element(e, tile, start, start // tile.c_pitch, j, row[j], columns)
+                self.finish_column(e, tile, j, [row[j] for row in values])
             return
-        # A long body once per column of vectors, looping over the rows of a copy in memory.
-        f, lanes, size = e.fn, tile.lanes, tile.dtype.itemsize
+        self._keep(e, tile, values)
+        with e.fn.loop(tile.rows) as loop:
+            for j in range(tile.vectors):
+                self._kept(e, tile, loop.index, j)
+
+    def finish_column(self, e: VectorEmitter, tile: Tile, j: int, values: list[Lane]) -> None:
+        """Finishes one column of vectors: a value for each row of the tile."""
+        columns = self._columns(e, tile, j)
+        for start, value in zip(tile.c_rows, values, strict=True):
+            self._element(e, tile, start, start // tile.c_pitch, j, value, columns)
+
+    def _keep(self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]) -> None:
+        """Writes the tile to memory, where the long body is applied to it row by row."""
         for i, row in enumerate(values):
             for j, value in enumerate(row):
-                at = _offset(f, _TILE, (i * tile.vectors + j) * lanes, tile.dtype)
-                e.store(value, at, e.lanes * size)
-        step = tile.c_rows[1] - tile.c_rows[0]
-        with f.loop(tile.rows) as loop:
-            start = f.emit(f"mul nsw i64 {loop.index}, {step}")
-            number = f.emit(f"mul nsw i64 {loop.index}, {step // tile.c_pitch}")
-            line = f.emit(f"mul nsw i64 {loop.index}, {tile.vectors * lanes}")
-            here = f.element(_TILE, memory_type(tile.dtype), line)
-            for j in range(tile.vectors):
-                value = e.load(_offset(f, here, j * lanes, tile.dtype), tile.dtype, lanes * size)
-                self._element(e, tile, start, number, j, value, self._columns(e, tile, j))
+                at = _offset(e.fn, _TILE, (i * tile.vectors + j) * tile.lanes, tile.dtype)
+                e.store(value, at, tile.lanes * tile.dtype.itemsize)
 
-    def _in_memory(self, tile: Tile) -> bool:
+    def _kept(self, e: VectorEmitter, tile: Tile, row: str, j: int) -> None:
+        """Finishes a vector that ``_keep`` wrote."""
+        f, lanes = e.fn, tile.lanes
+        step = tile.c_rows[1] - tile.c_rows[0]
+        start = f.emit(f"mul nsw i64 {row}, {step}")
+        number = f.emit(f"mul nsw i64 {row}, {step // tile.c_pitch}")
+        line = f.emit(f"mul nsw i64 {row}, {tile.vectors * lanes}")
+        here = f.element(_TILE, memory_type(tile.dtype), line)
+        at = _offset(f, here, j * lanes, tile.dtype)
+        value = e.load(at, tile.dtype, lanes * tile.dtype.itemsize)
+        self._element(e, tile, start, number, j, value, self._columns(e, tile, j))
+
+    def in_memory(self, tile: Tile) -> bool:
+        """Whether the body is applied in a loop over the rows instead of to each register."""
         if self.body is None or tile.rows < 2:
             return False
         steps = {b - a for a, b in zip(tile.c_rows, tile.c_rows[1:], strict=False)}

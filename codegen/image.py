@@ -1,12 +1,14 @@
-"""Geometry of convolution kernels: which input pixels an output pixel reads, and copies of images
-with zeros around (and between) the pixels, so that kernels need no code for the borders."""
+"""Geometry of convolution kernels: which input pixels an output pixel reads, and copies of images.
+
+Copies have zeros around (and between) the pixels, so that kernels need no code for the borders.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..ir.types import DType
+from ..ir.types import DType, Extent, TensorType
 from .loops import Size, minus, plus, quotient, remainder, times
 from .text import Function
 
@@ -107,6 +109,74 @@ def gradient_axis(
         for p in phases
     )  # fmt: skip
     return Axis(out, low, 1, moved)
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Output pixels from input pixels: the axes, channels and the weight of a convolution.
+
+    ``inputs`` and ``outputs`` are channels of all groups. ``size`` is the height and width of the
+    output. ``weight`` is the OIHW weight if it is not packed yet, ``flip`` its form.
+    """
+
+    dtype: DType
+    batch: Extent
+    rows: Axis
+    columns: Axis
+    size: tuple[int, int]
+    inputs: int
+    outputs: int
+    groups: int
+    kernel: tuple[int, int]
+    panel: int
+    flip: bool
+    weight: TensorType | None
+    flops: Extent
+
+    @property
+    def depthwise(self) -> bool:
+        return self.groups > 1 and self.groups == self.inputs == self.outputs
+
+    @property
+    def panels(self) -> int:
+        """Panels per group."""
+        return -(-(self.outputs // self.groups) // self.panel)
+
+    @property
+    def panels_of_all(self) -> int:
+        """Panels of all channels, as depthwise weights are packed."""
+        return -(-self.outputs // self.panel)
+
+    @property
+    def panel_elements(self) -> int:
+        """Elements of one packed panel."""
+        return self.kernel[0] * self.kernel[1] * (self.inputs // self.groups) * self.panel
+
+
+@dataclass(frozen=True)
+class WeightGradient:
+    """A weight gradient: ``inputs`` and ``outputs`` are channels of all groups, ``kernel`` its
+    height and width, ``out`` the height and width of the gradient's images."""
+
+    dtype: DType
+    batch: Extent
+    rows: Axis
+    columns: Axis
+    out: tuple[int, int]
+    inputs: int
+    outputs: int
+    groups: int
+    kernel: tuple[int, int]
+    dilation: tuple[int, int]
+    flops: Extent
+
+    @property
+    def group_inputs(self) -> int:
+        return self.inputs // self.groups
+
+    @property
+    def group_outputs(self) -> int:
+        return self.outputs // self.groups
 
 
 @dataclass(frozen=True)

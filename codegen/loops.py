@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ..ir.graph import Graph, Node
 from ..ir.types import Dim, DType, Extent, TensorType, float32, float64, int64
 from .emitter import Lane, VectorEmitter, memory_type
+from .iteration import total
 from .kernel import STATUS_INDEX_OUT_OF_RANGE, Kernel, TaskCount, symbol_for
 from .target import Target
 from .text import Function
@@ -55,9 +56,6 @@ class KernelWriter:
     def finish(self, tasks: TaskCount, flops: Extent = 0) -> Kernel:
         """The kernel; its traffic is the batch-dependent part of its operands, if there is one."""
         types = [*self.inputs, *self.node.types]
-        sizes = [(t.size, t.dtype.itemsize) for t in types]
-        per_sample = sum(n.coef * item for n, item in sizes if isinstance(n, Dim))
-        fixed = sum(n * item for n, item in sizes if isinstance(n, int))
         self.fn.name = symbol_for(self.prefix, self.fn.render(), tasks)
         return Kernel(
             symbol=self.fn.name,
@@ -65,7 +63,7 @@ class KernelWriter:
             declarations=frozenset(self.fn.declarations),
             tasks=tasks,
             flops=flops,
-            bytes=Dim(per_sample) if per_sample else fixed,
+            bytes=total([t.size * t.dtype.itemsize for t in types]),
         )
 
 

@@ -18,7 +18,6 @@ import numpy as np
 from ..errors import UnsupportedError
 from ..ir.graph import Graph, Node, Value
 from ..ir.types import (
-    Dim,
     DType,
     Extent,
     Shape,
@@ -33,6 +32,7 @@ from ..ir.types import (
 )
 from .body import lower_nodes
 from .emitter import Lane, VectorEmitter, memory_type
+from .iteration import broadcast_strides, merged
 from .kernel import Kernel, TaskCount
 from .loops import (
     KernelWriter,
@@ -99,40 +99,15 @@ class Axis:
     strides: tuple[Extent, ...]
 
 
-def merged_axes(shape: Shape, reduced: Sequence[int], operands: Sequence[Shape]) -> list[Axis]:
-    """The loops over ``shape``, outermost first; operands are broadcast to it (stride 0)."""
-    axes: list[Axis] = []
-    for d, extent in enumerate(shape):
-        if extent == 1:
-            continue
-        strides = []
-        for operand in operands:
-            at = d - (len(shape) - len(operand))
-            broadcast = at < 0 or operand[at] == 1
-            strides.append(0 if broadcast else numel(operand[at + 1 :]))
-        axis = Axis(extent, d not in reduced, tuple(strides))
-        if axes and _mergeable(axes[-1], axis):
-            outer = axes.pop()
-            axis = Axis(outer.extent * axis.extent, axis.kept, axis.strides)
-        axes.append(axis)
-    return axes
+def _axes(shape: Shape, reduced: Sequence[int], operands: Sequence[Shape]) -> list[Axis]:
+    """The loops over ``shape``, outermost first; operands are broadcast to it (stride 0).
 
-
-def _mergeable(outer: Axis, inner: Axis) -> bool:
-    if outer.kept != inner.kept:
-        return False
-    if isinstance(outer.extent, Dim) and isinstance(inner.extent, Dim):
-        return False
-    return all(
-        (a == 0 and b == 0) or (b != 0 and _product(b, inner.extent) == a)
-        for a, b in zip(outer.strides, inner.strides, strict=True)
-    )
-
-
-def _product(a: Extent, b: Extent) -> Extent | None:
-    if isinstance(a, Dim) and isinstance(b, Dim):
-        return None
-    return a * b if isinstance(a, Dim) else b * a
+    The result is seen as one more operand, which does not move along reduced dimensions: that
+    keeps kept and reduced dimensions apart.
+    """
+    result = tuple(1 if d in reduced else extent for d, extent in enumerate(shape))
+    strides = [broadcast_strides(s, shape) for s in (*operands, result)]
+    return [Axis(a.extent, a.strides[-1] != 0, a.strides[:-1]) for a in merged(shape, strides)]
 
 
 # ---- what is accumulated
@@ -220,7 +195,7 @@ class _Reduction:
         self.out: TensorType = node.type
         dims = (node.attrs["dim"],) if node.op in ARGUMENTS else node.attrs["dims"]
         self.count = numel([shape[d] for d in dims])
-        self.axes = merged_axes(shape, dims, [t.shape for t in w.inputs])
+        self.axes = _axes(shape, dims, [t.shape for t in w.inputs])
         if all(a.kept for a in self.axes):
             self.axes.append(Axis(1, False, (0,) * len(w.inputs)))
         # Elements are accumulated in this dtype: integers are summed in that of the result.

@@ -72,6 +72,8 @@ def _array_of(data: Any, dtype: Any) -> np.ndarray:
         raise ValueError(_ragged(nested)) from None
     except OverflowError:
         raise RuntimeError("Overflow when unpacking long long") from None
+    if array.dtype.kind == "O" and isinstance(data, int):
+        raise RuntimeError("Overflow when unpacking long long")
     if wanted is None:
         wanted = _inferred(array, nested)
     if array.dtype.kind not in "biuf":

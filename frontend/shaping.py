@@ -204,7 +204,8 @@ def repeat(input: Any, *sizes: Any) -> Tensor:
     pairs = tuple(d for size in old for d in (1, size))
     wide = tuple(d for n, size in zip(times, old, strict=True) for d in (n, size))
     found: Tensor = apply("broadcast_to", _reshape(input, pairs), shape=wide)
-    return _reshape(found, tuple(numel(p) for p in zip(times, old, strict=True)))
+    result = _reshape(found, tuple(numel(p) for p in zip(times, old, strict=True)))
+    return result.clone() if result._is_view else result
 
 
 # -- joining and splitting -------------------------------------------------------------------

@@ -91,14 +91,14 @@ def _float_formatter(array: np.ndarray) -> Callable[[float], str]:
             return f"{value:.{_PRECISION}e}"
         return f"{value:.0f}." if whole else f"{value:.{_PRECISION}f}"
 
-    width = max((len(one(float(v))) for v in _shown(array)), default=0)  # type: ignore[arg-type]
+    width = max((len(one(float(v))) for v in finite), default=0)
     return lambda v: one(float(v)).rjust(width if array.ndim else 0)
 
 
 def _nested(array: np.ndarray, formatter: Callable[[float], str]) -> str:
     if array.ndim == 0:
         return formatter(array.item())
-    return np.array2string(
+    found = np.array2string(
         array,
         separator=", ",
         prefix="tensor(",
@@ -107,3 +107,4 @@ def _nested(array: np.ndarray, formatter: Callable[[float], str]) -> str:
         edgeitems=3,
         formatter={"all": formatter},  # type: ignore[arg-type]
     )
+    return found.replace(", ...,", ",  ...,")

@@ -82,8 +82,10 @@ def _same(a: Any, b: Any) -> bool:
             and a.shape == b.shape
             and a.tobytes() == b.tobytes()
         )
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
     if isinstance(a, float) and isinstance(b, float):
-        return a == b or (a != a and b != b)
+        return repr(a) == repr(b)  # -0.0 is not 0.0, NaN is NaN
     return type(a) is type(b) and bool(a == b)
 
 
@@ -212,7 +214,11 @@ class Graph:
         if not self._ordered:
             rank = {name: i for i, name in enumerate(self._nodes)}
             order = nx.lexicographical_topological_sort(self._index, key=rank.__getitem__)
-            self._nodes = {name: self._nodes[name] for name in order}
+            try:
+                self._nodes = {name: self._nodes[name] for name in order}
+            except nx.NetworkXUnfeasible:
+                cycle = " -> ".join("%" + a for a, _ in nx.find_cycle(self._index))
+                raise VerifyError(f"graph {self.name!r} has a cycle: {cycle}") from None
             self._ordered = True
         return list(self._nodes.values())
 

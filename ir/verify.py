@@ -54,10 +54,9 @@ def checked_types(
 
     Raises a NetwrightError (UnsupportedError, ShapeError, DTypeError) that says what is wrong.
     """
-    try:
-        inspect.signature(get(op).infer).bind(*types, **attrs)
-    except TypeError as error:
-        raise ShapeError(f"{op}: {error}") from None
+    misfit = _signature_misfit(op, types, attrs)
+    if misfit:
+        raise ShapeError(f"{op}: {misfit}")
     try:
         return infer_types(op, types, dict(attrs))
     except NetwrightError:
@@ -65,6 +64,18 @@ def checked_types(
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         # Shape rules rely on the kinds of their attributes; text written by hand may break them.
         raise ShapeError(f"{op}: the attributes do not fit the operator: {error}") from None
+
+
+def _signature_misfit(
+    op: str, types: Sequence[TensorType], attrs: Mapping[str, Any]
+) -> str:
+    """What is wrong with the number of operands or the attributes' names; else empty."""
+    try:
+        inspect.signature(get(op).infer).bind(*types, **attrs)
+    except TypeError as error:
+        text = str(error).replace("positional arguments", f"operands ({len(types)})")
+        return text.replace("keyword argument", "attribute")
+    return ""
 
 
 def is_plain(value: Any) -> bool:
@@ -117,10 +128,9 @@ def _check_node(graph: Graph, node: Node, known: set[Value]) -> None:
 
 def _check_types(graph: Graph, node: Node) -> None:
     operands = [graph.type(v) for v in node.operands]
-    try:
-        inspect.signature(get(node.op).infer).bind(*operands, **node.attrs)
-    except TypeError as error:
-        raise _fail(graph, "signature", str(error), node) from None
+    misfit = _signature_misfit(node.op, operands, node.attrs)
+    if misfit:
+        raise _fail(graph, "signature", misfit, node)
     try:
         types = checked_types(node.op, operands, node.attrs)
     except NetwrightError as error:

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import netwright.ir.ops  # noqa: F401
 from netwright.codegen.conv_grad_weight import emit_conv_grad_weight
 from netwright.codegen.convolution import emit_convolution
+from netwright.codegen.packing import choose_panel, pack_conv
 from netwright.codegen.target import Target, host
 from netwright.ir.graph import Graph, Node
 from netwright.ir.interpreter import run_node
@@ -118,3 +120,128 @@ def test_weight_gradient_of_any_geometry_matches_numpy(run: Run, case: Any) -> N
     node, graph = weight_gradient(*case)
     for n in (3, 0):
         check(run, emit_conv_grad_weight, node, graph, n)
+
+
+def padded(height: int, channels: int, out: int, groups: int = 1) -> tuple[Any, Any, Any]:
+    """A 3 x 3 convolution that keeps the size of square images."""
+    attrs = geometry(padding=((1, 1), (1, 1)), groups=groups)
+    return (height, height, channels), (out, 3, 3), attrs
+
+
+PLACES = [padded(9, 4, 20), padded(14, 16, 8), padded(6, 12, 12, 12)]
+
+
+@pytest.mark.parametrize("make", [forward, gradient, weight_gradient])
+@pytest.mark.parametrize("case", PLACES, ids=str)
+def test_any_split_of_the_tasks_gives_the_same_bits(run: Run, case: Any, make: Any) -> None:
+    node, graph = make(*case)
+    kernel = emit_convolution(node, graph, host())
+    assert kernel is not None
+    count = kernel.tasks.at(5)
+    whole = check(run, emit_convolution, node, graph, 5)
+    splits = sorted({count // 3, count // 2, count - 1})
+    assert np.array_equal(check(run, emit_convolution, node, graph, 5, splits), whole)
+
+
+@pytest.mark.parametrize("make", [forward, gradient])
+@pytest.mark.parametrize("case", PLACES, ids=str)
+def test_an_image_has_the_same_bits_at_any_place_of_any_batch(
+    run: Run, case: Any, make: Any
+) -> None:
+    node, graph = make(*case)
+    kernel = emit_convolution(node, graph, host())
+    assert kernel is not None
+    rng = np.random.default_rng(3)
+    types = [graph.type(v).at(7) for v in node.operands]
+    x, *rest = (rng.standard_normal(t.shape).astype(np.float32) for t in types)
+
+    def some(images: slice) -> np.ndarray:
+        n = len(x[images])
+        out = np.empty(node.type.at(n).shape, np.float32)
+        run(kernel, [out], [x[images], *rest], n)
+        return out
+
+    for images in (slice(0, 1), slice(6, 7), slice(2, 5)):
+        assert np.array_equal(some(images), some(slice(0, 7))[images])
+
+
+@pytest.mark.parametrize("case", [*PLACES, SHAPES[3], SHAPES[12], SHAPES[15]], ids=str)
+@pytest.mark.parametrize("flip", [False, True])
+def test_packed_weights_give_the_bits_of_plain_ones(run: Run, case: Any, flip: bool) -> None:
+    node, graph = (gradient if flip else forward)(*case)
+    rng = np.random.default_rng(4)
+    types = [graph.type(v).at(2) for v in node.operands]
+    x, w, *bias = (rng.standard_normal(t.shape).astype(np.float32) for t in types)
+    attrs = dict(node.attrs)
+    groups, (o, i) = attrs["groups"], w.shape[:2]
+    columns = o if i == 1 and groups > 1 else i if flip else o // groups
+    panel = choose_panel(columns, host(), float32)
+    pack, pack_graph = build(
+        "pack_conv", graph.type(node.operands[1]), panel=panel, flip=flip, groups=groups
+    )
+    packer = pack_conv(pack_graph.type(pack.operands[0]), panel, flip, groups, host())
+    assert packer is not None
+    packed = np.full(pack.type.shape, np.nan, np.float32)  # type: ignore[arg-type]
+    run(packer, [packed], [w], 2, [packer.tasks.at(2) // 2])
+    assert np.array_equal(packed, run_node(pack, [w], 2)[0])
+    channels = {"in_channels": i * groups} if flip else {"out_channels": o}
+    other = build(
+        f"{node.op}_packed",
+        graph.type(node.operands[0]),
+        pack.type,
+        *(graph.type(v) for v in node.operands[2:]),
+        kernel_size=w.shape[2:],
+        panel=panel,
+        **channels,
+        **attrs,
+    )
+    results = []
+    for case_node, weight in (((node, graph), w), (other, packed)):
+        kernel = emit_convolution(*case_node, host())
+        assert kernel is not None
+        results.append(np.empty(node.type.at(2).shape, np.float32))
+        run(kernel, [results[-1]], [x, weight, *bias], 2)
+    assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize("case", [*PLACES, SHAPES[3]], ids=str)
+@pytest.mark.parametrize("long", [False, True])
+def test_residual_and_activation_are_applied(run: Run, case: Any, long: bool) -> None:
+    node, graph = forward(*case)
+    types = [*(graph.type(v) for v in node.operands), node.type]
+    types.append(TensorType(float32, (node.type.shape[-1],)))
+    body = Graph("body")
+    x, w, b, residual, scale = (
+        body.add("input", path=str(k), type=t) for k, t in enumerate(types)
+    )
+    y = body.add("mul", body.add("conv2d", x, w, b, **node.attrs), scale)
+    y = body.add("add", y, residual)
+    body.outputs["0"] = body.add("gelu", y, approximate="none") if long else body.add("relu", y)
+    check(run, emit_convolution, *build("fused", *types, kind="contraction", body=body), n=2)
+
+
+def test_channels_first_images_are_declined() -> None:
+    attrs = {**geometry(), "layout": "NCHW"}
+    x, w = (TensorType(float32, s) for s in ((N, 3, 5, 5), (4, 3, 1, 1)))
+    assert emit_convolution(*build("conv2d", x, w, **attrs), host()) is None
+
+
+@pytest.mark.parametrize("make", [forward, gradient, weight_gradient])
+@pytest.mark.parametrize(
+    "case",
+    [
+        padded(28, 64, 64),
+        padded(14, 16, 32),
+        padded(7, 256, 256),
+        SHAPES[4],
+        padded(14, 64, 64, 64),
+    ],
+    ids=str,
+)
+def test_inner_loops_do_not_spill(asm_for: Any, target: Target, case: Any, make: Any) -> None:
+    kernel = emit_convolution(*make(*case), target)
+    assert kernel is not None
+    asm = asm_for(kernel, target)
+    multiplies = asm.count(r"(vfn?m|fmla)")
+    assert multiplies == len(re.findall(r"call <.*@llvm\.fma", kernel.text)) <= 700
+    assert asm.spills == 0

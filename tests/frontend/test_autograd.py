@@ -31,7 +31,7 @@ def finite_difference(function, x, eps=1e-6):
 
 
 COMPOSITES = {
-    "norm": lambda x: (x / x.norm(dim=1, keepdim=True)).square().sum(1).exp().mean(),
+    "norm": lambda x: (x / x.norm(dim=1, keepdim=True)).exp().mean(),
     "attention": lambda x: (nf.softmax(x @ x.mT / 2, -1) @ x).tanh().sum(),
     "indexing": lambda x: (x[:, 1:] * x[:, :-1]).sum() + x[[0, 0, 1]].prod(),
     "mixed": lambda x: nf.cat([x, x.t().reshape(3, -1)], 1).logsumexp(1).std(),

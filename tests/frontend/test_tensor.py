@@ -64,7 +64,7 @@ def test_views_share_memory_and_version(view):
         lambda x: x + 0, lambda x: x.clone(), lambda x: x.mT.contiguous(), lambda x: x[[0, 1]],
         lambda x: x[x == 0], lambda x: x.repeat(1, 1), lambda x: nf.cat([x]),
         lambda x: x.double().float(), lambda x: nf.tensor(x), lambda x: x.mT.reshape(-1),
-        lambda x: x.to("float32", copy=True), lambda x: x.sum(()) + x, lambda x: x.clamp(min=0),
+        lambda x: x.to(float32, copy=True), lambda x: x.sum(()) + x, lambda x: x.clamp(min=0),
     ],
 )  # fmt: skip
 def test_results_of_operations_have_memory_of_their_own(operation):

@@ -100,7 +100,7 @@ def _normalised(name: str, input: Tensor, dim: int | None, stacklevel: int, dtyp
         )
         dim = 0 if input.ndim in (0, 1, 3) else 1
     if dtype is not None:
-        input = input.to(dtype)
+        input = input.to(dtype=dtype)
     need_float(name, input)
     axis = dim_index(dim, input.ndim)
     if input.ndim == 0:
