@@ -161,7 +161,9 @@ class _Columns(_BatchNorm):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.e = self.w.emitter(self.dtype, self.channels)
-        self.group = max(1, vectors_per_block(self.w.target, self.e, self.channels))
+        # Each vector of channels has two sums, twice for latency, and its mean in registers.
+        most = self.w.target.registers // 8
+        self.group = max(1, min(most, vectors_per_block(self.w.target, self.e, self.channels)))
 
     def row(self, base: str, index: Size) -> str:
         return self.fn.element(base, self.kind, times(self.fn, index, self.channels))
@@ -296,7 +298,7 @@ class _Columns(_BatchNorm):
             found = sums(e, rows, term, zeros, width=1, unroll=unroll, wide=True)
             count = self.count(e, self.outer)
             factors = []
-            for k, (at, (gamma, _, rstd)) in enumerate(zip(columns, known, strict=True)):
+            for k, (at, (gamma, _mean, rstd)) in enumerate(zip(columns, known, strict=True)):
                 pair = (found[k], found[width + k])
                 *factor, dgamma, dbeta = self.gradient_factors(e, gamma, rstd, pair, count)
                 at.store(dgamma, "%out1")

@@ -69,6 +69,19 @@ class Tile:
         """Columns that the tile computes."""
         return (self.vectors - 1) * self.lanes + self.tail
 
+    @property
+    def overlap(self) -> int:
+        """How many neighbouring rows read the same elements in the loops that are unrolled."""
+        if not self.loops or len(self.a_rows) < 2:
+            return 0
+        step = min(b - a for a, b in zip(self.a_rows, self.a_rows[1:], strict=False))
+        reach = 0
+        for loop in self.loops[-2:]:
+            trips = loop.count if isinstance(loop.count, int) and loop.count < 16 else 4
+            reach = max(reach, (trips - 1) * loop.a_step)
+        count = reach // step + 1 if step > 0 else 0
+        return min(count, 5) if count > 1 else 0
+
     def active(self, vector: int) -> str | None:
         """The mask of the lanes in use, or None if all are."""
         if vector < self.vectors - 1 or self.tail == self.lanes:
@@ -113,10 +126,17 @@ class Epilogue(Protocol):
 def micro_kernel(
     symbol: str, tile: Tile, epilogue: Epilogue, counts: Sequence[str] = ()
 ) -> Function:
-    """``void @symbol(ptr a, ptr b, <parameters of the epilogue>, i64 counts...)``."""
+    """``void @symbol(ptr a, ptr b, <parameters of the epilogue>, i64 counts..., [i64 0])``.
+
+    The zero is there if the rows of the tile overlap in memory. Otherwise LLVM would find out that
+    one row reads elements that another has read, and would keep all of them in registers that the
+    accumulators need; added to an address, the zero hides this.
+    """
     params = [("ptr noalias readonly", "a"), ("ptr noalias readonly", "b")]
     params += epilogue.params()
     params += [("i64", name) for name in counts]
+    if tile.overlap:
+        params.append(("i64", "nothing"))
     f = Function(symbol, params, attributes="noinline nounwind")
     e = VectorEmitter(f, tile.lanes, tile.dtype)
     zero = e.constant(0.0, tile.dtype)
@@ -142,12 +162,14 @@ class _Product:
         self.size = tile.dtype.itemsize
         self.fma = e.intrinsic("fma", tile.dtype)
         self.work = tile.rows * tile.vectors
+        # The scheduler for AArch64 moves loads up until it spills; smaller blocks stop it.
+        self.straightest = _STRAIGHT if tile.lanes * self.size > 16 else _STRAIGHT // 2
         f.declare(f"declare {self.kind} @{self.fma}({', '.join([self.kind] * 3)})")
 
     def nest(self, loops: Sequence[Reduction], a: str, b: str, sums: list[str]) -> list[str]:
         """The loops from the given one inwards, starting at the addresses ``a`` and ``b``."""
         total = _constant_trips(loops)
-        if total is not None and total * self.work <= _STRAIGHT:
+        if total is not None and total * self.work <= self.straightest:
             return self.straight(loops, a, b, sums)
         head, inner = loops[0], loops[1:]
         if not inner:
@@ -201,7 +223,7 @@ class _Product:
         vectors = [self._load_b(b, at[1], j) for j in range(tile.vectors)]
         result = []
         for i, row in enumerate(tile.a_rows):
-            element = self.f.load(self.scalar, self._at(a, row + at[0]), self.size)
+            element = self.f.load(self.scalar, self._at(self._hidden(a, i), row + at[0]), self.size)
             splat = self.f.splat(kind, element)
             for j, vector in enumerate(vectors):
                 old = sums[i * tile.vectors + j]
@@ -215,6 +237,15 @@ class _Product:
         if mask is None:
             return self.f.load(self.kind, address, self.size)
         return self.e.load_masked(address, self.tile.dtype, mask).text
+
+    def _hidden(self, a: str, row: int) -> str:
+        """``a`` plus a multiple of zero that x86 can scale in an address, another for each row."""
+        overlap = self.tile.overlap
+        which = row % overlap if overlap else 0
+        if not which:
+            return a
+        scaled = self.f.emit(f"shl i64 %nothing, {which - 1}")
+        return self.f.emit(f"getelementptr inbounds i8, ptr {a}, i64 {scaled}")
 
     def _at(self, base: str, elements: int) -> str:
         """The address ``elements`` after ``base``; a constant offset folds into the access."""

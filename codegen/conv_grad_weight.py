@@ -251,7 +251,8 @@ class _Writer:
                         vectors, width - (vectors - 1) * self.lanes, loops, False, self.panel,
                     )  # fmt: skip
                     name = self.micro.name(tile, epilogue, ("rows",))
-                    f.do(f"call void @{name}(ptr {a}, ptr {b}, ptr {into}, i64 {rows})")
+                    extra = ", i64 0" if tile.overlap else ""
+                    f.do(f"call void @{name}(ptr {a}, ptr {b}, ptr {into}, i64 {rows}{extra})")
 
     def _write(self, sums: str, first: Size, stop: Size) -> None:
         """Writes the finished tiles as (O, I, KH, KW)."""

@@ -343,6 +343,7 @@ class _Writer:
                 args = [("ptr", here), ("ptr", b)]
                 at = plus(f, row, pixel)
                 args += self.epilogue.arguments(f, str(at), str(column), spec.outputs)
+                args += [("i64", "0")] if tile.overlap else []
                 name = self.micro.name(tile, self.epilogue)
                 f.do(f"call void @{name}({', '.join(f'{t} {v}' for t, v in args)})")
 

@@ -320,6 +320,7 @@ class _GemmWriter:
                 if tile.loops and not isinstance(tile.loops[0].count, int):
                     args.append(("i64", str(count)))
                     counts = ("count",)
+                args += [("i64", "0")] if tile.overlap else []
                 name = self.micro.name(tile, epilogue, counts)
                 f.do(f"call void @{name}({', '.join(f'{t} {v}' for t, v in args)})")
             row = loop.index

@@ -109,7 +109,9 @@ class _LayerNorm:
             with fn.loop("%end", "%begin") as task:
                 self.gradient_row(task.index, None)
             return TaskCount(self.rows)
-        group = max(1, vectors_per_block(self.w.target, self.e, self.length))
+        # Each vector of columns has two sums, twice for latency, in registers.
+        most = self.w.target.registers // 8
+        group = max(1, min(most, vectors_per_block(self.w.target, self.e, self.length)))
         blocks = column_blocks(self.e, self.length, group)
         tasks = max(blocks, LEAST_TASKS)
         rows = self.w.size(self.rows)

@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import BatchSpecializationError, UnsupportedError
 from ..ir.types import Dim, Extent, bool_, int64, uint8
 from . import dispatch
+from .dims import concrete
 from .dispatch import apply, as_operand, cast
 from .grad_mode import is_grad_enabled
 from .shaping import expand, slice_dim
@@ -249,6 +250,8 @@ def _slice(input: Tensor, axis: int, size: Extent, item: slice) -> Tensor:
     if isinstance(size, Dim) or isinstance(item.start, Dim) or isinstance(item.stop, Dim):
         start = 0 if item.start is None else item.start
         stop = size if item.stop is None else item.stop
+        if (start != 0 and not isinstance(start, Dim)) or not isinstance(stop, Dim):
+            concrete(size, f"a slice {start}:{stop}")
         return slice_dim(input, axis, start, stop, step)
     start, stop, _ = item.indices(size)
     return slice_dim(input, axis, start, max(start, stop), step)

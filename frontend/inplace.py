@@ -7,11 +7,74 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import dispatch, elementwise, random
+from ..errors import DTypeError, ShapeError
+from . import comparison, dispatch, elementwise, random
+from .grad_mode import is_grad_enabled
+from .promotion import can_cast
 from .shaping import expand
 
 if TYPE_CHECKING:
     from .tensor import Tensor
+
+
+def assign(target: Tensor, value: Tensor) -> Tensor:
+    """Overwrites the elements; ``value``'s history becomes the target's."""
+    if value.dtype is not target.dtype:
+        if not can_cast(value.dtype, target.dtype):
+            raise DTypeError(
+                f"result type {value.dtype.name} can't be cast to the desired output type "
+                f"{target.dtype.name}"
+            )
+        value = dispatch.cast(value, target.dtype)
+    if value.shape != target.shape:
+        raise ShapeError(
+            f"output with shape {list(target.shape)} doesn't match the broadcast shape "
+            f"{list(value.shape)}"
+        )
+    tracer = dispatch.tracer
+    if target._traced and tracer is not None:
+        tracer.assign(target, value)
+        return target
+    if tracer is not None and tracer.wants(target):
+        tracer.update_buffer(target, value)
+        return target
+    if is_grad_enabled() and (target.requires_grad or value.requires_grad):
+        value = _history_for(target, value)
+    if not target._array.flags.writeable:
+        raise RuntimeError(
+            "unsupported operation: the written-to tensor is read-only, or more than one of "
+            "its elements refers to a single memory location (expand). Please clone() the "
+            "tensor before performing the operation."
+        )
+    np.copyto(target._array, value._array)
+    target._storage.version += 1
+    if value.requires_grad and is_grad_enabled():
+        target._grad_fn, target._output_index = value._grad_fn, value._output_index
+        target._requires_grad = True
+    return target
+
+
+def _history_for(target: Tensor, value: Tensor) -> Tensor:
+    """Checks that a recorded write is allowed; the value, with a history."""
+    if target.requires_grad and target.is_leaf:
+        raise RuntimeError(
+            "a leaf Variable that requires grad is being used in an in-place operation."
+        )
+    if target._is_view:
+        raise RuntimeError(
+            "an in-place operation on a view (or detached tensor) inside a recorded "
+            "computation is not supported; write y = y + 1 instead of y += 1, or clone() first"
+        )
+    if target.requires_grad and target._storage.live_views():
+        raise RuntimeError(
+            "an in-place operation on a tensor with views inside a recorded computation is "
+            "not supported; write y = y + 1 instead of y += 1"
+        )
+    if value.requires_grad:
+        return value
+    none = dispatch.wrap(np.zeros(target._array.shape, np.bool_))
+    found: Tensor = dispatch.apply("where", none, target, value)
+    return found
 
 
 def _written(
@@ -56,7 +119,7 @@ addcdiv_ = _written(elementwise.addcdiv)
 masked_fill_ = _written(elementwise.masked_fill)
 tril_ = _written(elementwise.tril)
 triu_ = _written(elementwise.triu)
-logical_not_ = _written(elementwise.logical_not)
+logical_not_ = _written(comparison.logical_not)
 
 
 def fill_(input: Any, value: Any) -> Tensor:

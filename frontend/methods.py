@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..ir.types import dtype_of
-from . import elementwise, inplace, linalg, reductions, shaping
+from . import comparison, elementwise, inplace, linalg, reductions, shaping
 from .dispatch import cast
 
 if TYPE_CHECKING:
@@ -62,26 +62,26 @@ class Methods:
     minimum = elementwise.minimum
     masked_fill = elementwise.masked_fill
     nonzero = elementwise.nonzero
-    eq = elementwise.eq
-    ne = elementwise.ne
-    lt = elementwise.lt
-    le = elementwise.le
-    gt = elementwise.gt
-    ge = elementwise.ge
-    logical_and = elementwise.logical_and
-    logical_or = elementwise.logical_or
-    logical_xor = elementwise.logical_xor
-    logical_not = elementwise.logical_not
-    bitwise_and = elementwise.bitwise_and
-    bitwise_or = elementwise.bitwise_or
-    bitwise_xor = elementwise.bitwise_xor
-    bitwise_not = elementwise.bitwise_not
-    isnan = elementwise.isnan
-    isinf = elementwise.isinf
-    isfinite = elementwise.isfinite
-    isclose = elementwise.isclose
-    allclose = elementwise.allclose
-    equal = elementwise.equal
+    eq = comparison.eq
+    ne = comparison.ne
+    lt = comparison.lt
+    le = comparison.le
+    gt = comparison.gt
+    ge = comparison.ge
+    logical_and = comparison.logical_and
+    logical_or = comparison.logical_or
+    logical_xor = comparison.logical_xor
+    logical_not = comparison.logical_not
+    bitwise_and = comparison.bitwise_and
+    bitwise_or = comparison.bitwise_or
+    bitwise_xor = comparison.bitwise_xor
+    bitwise_not = comparison.bitwise_not
+    isnan = comparison.isnan
+    isinf = comparison.isinf
+    isfinite = comparison.isfinite
+    isclose = comparison.isclose
+    allclose = comparison.allclose
+    equal = comparison.equal
     lerp = elementwise.lerp
     addcmul = elementwise.addcmul
     addcdiv = elementwise.addcdiv
@@ -95,11 +95,11 @@ class Methods:
     negative = elementwise.negative
     absolute = elementwise.absolute
     clip = elementwise.clip
-    greater = elementwise.greater
-    greater_equal = elementwise.greater_equal
-    less = elementwise.less
-    less_equal = elementwise.less_equal
-    not_equal = elementwise.not_equal
+    greater = comparison.greater
+    greater_equal = comparison.greater_equal
+    less = comparison.less
+    less_equal = comparison.less_equal
+    not_equal = comparison.not_equal
 
     reshape = shaping.reshape
     view = shaping.view

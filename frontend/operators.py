@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..ir.types import Dim
-from . import dispatch, elementwise, indexing, inplace, linalg
+from . import comparison, dispatch, elementwise, indexing, inplace, linalg
 
 if TYPE_CHECKING:
     from .tensor import Tensor
@@ -80,36 +80,36 @@ class Operators:
         return elementwise.abs(self)
 
     def __invert__(self) -> Tensor:
-        return elementwise.bitwise_not(self)
+        return comparison.bitwise_not(self)
 
     def __and__(self, other: Any) -> Tensor:
-        return elementwise.bitwise_and(self, other)
+        return comparison.bitwise_and(self, other)
 
     def __or__(self, other: Any) -> Tensor:
-        return elementwise.bitwise_or(self, other)
+        return comparison.bitwise_or(self, other)
 
     def __xor__(self, other: Any) -> Tensor:
-        return elementwise.bitwise_xor(self, other)
+        return comparison.bitwise_xor(self, other)
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
     def __eq__(self, other: object) -> Any:
-        return elementwise.eq(self, other) if _comparable(other) else NotImplemented
+        return comparison.eq(self, other) if _comparable(other) else NotImplemented
 
     def __ne__(self, other: object) -> Any:
-        return elementwise.ne(self, other) if _comparable(other) else NotImplemented
+        return comparison.ne(self, other) if _comparable(other) else NotImplemented
 
     def __lt__(self, other: Any) -> Tensor:
-        return elementwise.lt(self, other)
+        return comparison.lt(self, other)
 
     def __le__(self, other: Any) -> Tensor:
-        return elementwise.le(self, other)
+        return comparison.le(self, other)
 
     def __gt__(self, other: Any) -> Tensor:
-        return elementwise.gt(self, other)
+        return comparison.gt(self, other)
 
     def __ge__(self, other: Any) -> Tensor:
-        return elementwise.ge(self, other)
+        return comparison.ge(self, other)
 
     def __iadd__(self, other: Any) -> Tensor:
         return inplace.add_(self, other)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import DTypeError, ShapeError, UnsupportedError
 from ..ir.types import Dim, Extent, bool_, dtype_of, int64, numel, uint8
+from .comparison import eq, isfinite, ne
 from .dims import concrete, dim_index, dim_indices
 from .dispatch import apply, as_operand, cast, is_tensor
 from .elementwise import (
@@ -20,12 +21,9 @@ from .elementwise import (
     add,
     clamp_min,
     div,
-    eq,
     exp,
-    isfinite,
     log,
     mul,
-    ne,
     pow,
     square,
     sub,

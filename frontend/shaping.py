@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ShapeError
+from ..errors import BatchSpecializationError, ShapeError
 from ..ir.types import Dim, Extent, numel
-from .dims import dim_index, infer_shape, size_arguments
+from .dims import concrete, dim_index, infer_shape, size_arguments
 from .dispatch import apply, as_operand, is_tensor
 
 if TYPE_CHECKING:
@@ -284,7 +284,9 @@ def narrow(input: Any, dim: int, start: int, length: int) -> Tensor:
             raise RuntimeError(
                 f"start ({start}) + length ({length}) exceeds dimension size ({size})."
             )
-    return slice_dim(input, d, start, start + length)
+    elif not isinstance(start, Dim) and not isinstance(length, Dim) and length:
+        concrete(size, "narrow()")
+    return slice_dim(input, d, start, _sum([start, length]))
 
 
 def select(input: Any, dim: int, index: int) -> Tensor:
@@ -298,7 +300,7 @@ def select(input: Any, dim: int, index: int) -> Tensor:
             f"select(): index {index} out of range for tensor of size {list(input.shape)} at "
             f"dimension {d}"
         )
-    at = index + size if index < 0 and isinstance(size, int) else index
+    at = index % concrete(size, "select()")
     shape = tuple(input.shape)
     return _reshape(slice_dim(input, d, at, at + 1), (*shape[:d], *shape[d + 1 :]))
 
@@ -330,7 +332,7 @@ def _equal_lengths(size: Extent, length: Extent) -> list[Extent]:
         count = size // length
         return [length] * count if isinstance(count, int) else []
     if isinstance(size, Dim) or isinstance(length, Dim):
-        raise ShapeError(
+        raise BatchSpecializationError(
             f"split of a dimension of size {size} into pieces of {length}: the number of pieces "
             "depends on the batch; split another dimension, or use chunk()"
         )
@@ -369,8 +371,8 @@ def unbind(input: Any, dim: int = 0) -> tuple[Tensor, ...]:
     d = dim_index(dim, input.dim())
     size = input.shape[d]
     if isinstance(size, Dim):
-        raise ShapeError(
-            f"unbind over dimension {d}: its size is the symbolic batch {size}, so the number "
+        raise BatchSpecializationError(
+            f"unbind or iteration over dimension {d}: its size is the symbolic batch {size}, so the number "
             "of results is unknown; operate on the whole tensor"
         )
     return tuple(select(input, d, i) for i in range(size))

@@ -29,5 +29,5 @@ class Storage:
         self._views.append(weakref.ref(view))
 
     def live_views(self) -> list[Tensor]:
-        """The recorded views that still exist."""
-        return [v for r in self._views if (v := r()) is not None]
+        """The recorded views that still exist (a clone has moved to memory of its own)."""
+        return [v for r in self._views if (v := r()) is not None and v._storage is self]

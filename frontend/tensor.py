@@ -17,14 +17,23 @@ import numpy as np
 
 from ..errors import DTypeError, ShapeError, TraceError
 from ..ir.types import DType, dtype_of
-from . import autograd, dispatch, elementwise, linalg, reductions, shaping, tensor_text
+from . import (
+    autograd,
+    comparison,
+    dispatch,
+    elementwise,
+    inplace,
+    linalg,
+    reductions,
+    shaping,
+    tensor_text,
+)
 from .device import CPU, check_device, device
 from .dims import Size, dim_index
 from .grad_fn import GradFn
-from .grad_mode import is_grad_enabled
 from .methods import Methods
 from .operators import Operators
-from .promotion import can_cast, get_default_dtype
+from .promotion import get_default_dtype
 from .storage import Storage
 
 _hook_ids = itertools.count()
@@ -316,65 +325,9 @@ class Tensor(Operators, Methods):
         self._storage.version += 1
         self._array, self._storage = value._array, value._storage
 
-    # -- in place ------------------------------------------------------------------------------
-
     def _assign(self, value: Tensor) -> Tensor:
-        """Overwrites the elements; ``value``'s history becomes this tensor's."""
-        if value.dtype is not self.dtype:
-            if not can_cast(value.dtype, self.dtype):
-                raise DTypeError(
-                    f"result type {value.dtype.name} can't be cast to the desired output type "
-                    f"{self.dtype.name}"
-                )
-            value = dispatch.cast(value, self.dtype)
-        if value.shape != self.shape:
-            raise ShapeError(
-                f"output with shape {list(self.shape)} doesn't match the broadcast shape "
-                f"{list(value.shape)}"
-            )
-        tracer = dispatch.tracer
-        if self._traced and tracer is not None:
-            tracer.assign(self, value)
-            return self
-        if tracer is not None and tracer.wants(self):
-            tracer.update_buffer(self, value)
-            return self
-        if is_grad_enabled() and (self.requires_grad or value.requires_grad):
-            value = self._history_for(value)
-        if not self._array.flags.writeable:
-            raise RuntimeError(
-                "unsupported operation: the written-to tensor is read-only, or more than one of "
-                "its elements refers to a single memory location (expand). Please clone() the "
-                "tensor before performing the operation."
-            )
-        np.copyto(self._array, value._array)
-        self._storage.version += 1
-        if value.requires_grad and is_grad_enabled():
-            self._grad_fn, self._output_index = value._grad_fn, value._output_index
-            self._requires_grad = True
-        return self
-
-    def _history_for(self, value: Tensor) -> Tensor:
-        """Checks that a recorded write is allowed; the value, with a history."""
-        if self.requires_grad and self.is_leaf:
-            raise RuntimeError(
-                "a leaf Variable that requires grad is being used in an in-place operation."
-            )
-        if self._is_view:
-            raise RuntimeError(
-                "an in-place operation on a view (or detached tensor) inside a recorded "
-                "computation is not supported; write y = y + 1 instead of y += 1, or clone() first"
-            )
-        if self.requires_grad and self._storage.live_views():
-            raise RuntimeError(
-                "an in-place operation on a tensor with views inside a recorded computation is "
-                "not supported; write y = y + 1 instead of y += 1"
-            )
-        if value.requires_grad:
-            return value
-        none = dispatch.wrap(np.zeros(self._array.shape, np.bool_))
-        found: Tensor = dispatch.apply("where", none, self, value)
-        return found
+        """Overwrites the elements in place; see ``inplace.assign``."""
+        return inplace.assign(self, value)
 
     # -- conversions ---------------------------------------------------------------------------
 
@@ -491,7 +444,7 @@ class Tensor(Operators, Methods):
         return iter(shaping.unbind(self))
 
     def __contains__(self, element: Any) -> bool:
-        return bool(reductions.any(elementwise.eq(self, element)))
+        return bool(reductions.any(comparison.eq(self, element)))
 
     def _number(self, what: str) -> Any:
         self._no_data(what)

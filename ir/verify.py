@@ -23,14 +23,17 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import NetwrightError, ShapeError, VerifyError
-from .graph import Graph, Node, Value
 from .ops.record import all_ops, get, infer_types
 from .types import DTYPES, Dim, TensorType
+
+if TYPE_CHECKING:
+    # Not at run time: netwright.ir imports this module at once, and networkx only when needed.
+    from .graph import Graph, Node, Value
 
 WORD = re.compile(r"[^\W\d]\w*")
 _DTYPES = frozenset(d.np for d in DTYPES)
@@ -88,7 +91,11 @@ def is_plain(value: Any) -> bool:
         return all(
             (type(d) is Dim and d.coef >= 0) or (type(d) is int and d >= 0) for d in value.shape
         )
-    return value is None or type(value) in (bool, int, float, str, Dim, Graph)
+    if value is None or type(value) in (bool, int, float, str, Dim):
+        return True
+    from .graph import Graph
+
+    return type(value) is Graph
 
 
 def _fail(graph: Graph, invariant: str, message: str, node: Node | None = None) -> VerifyError:
@@ -156,7 +163,7 @@ def _check_source(graph: Graph, node: Node) -> None:
 
 def _check_region(graph: Graph, node: Node) -> None:
     body = node.attrs.get("body")
-    if not isinstance(body, Graph):
+    if not isinstance(body, type(graph)):
         raise _fail(graph, "regions", "it has no body", node)
     try:
         verify(body)

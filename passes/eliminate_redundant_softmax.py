@@ -10,22 +10,25 @@ After::
 
     %loss: f32[] = cross_entropy(%logits, %target) {...}
 
-Rules, each also through reshapes that keep rows (Flatten) and Identity:
+Rules, each also through reshapes and permutes that keep the rows (Flatten; Identity and Dropout in
+eval mode leave no node):
 
 - S001 softmax -> cross_entropy: **changes the result** to that of the corrected program; a
   LintWarning says so, ``strict=True`` keeps the softmax.
-- S002 log_softmax -> cross_entropy: exact, log_softmax of a log_softmax is itself.
+- S002 log_softmax -> cross_entropy or log_softmax: exact, log_softmax of a log_softmax is itself.
 - S003 softmax -> log: exact, becomes log_softmax (so Softmax, log, NLLLoss is stable).
-- S004 softmax or log_softmax -> argmax over the same dim: exact, the order is the same.
+- S004 softmax or log_softmax -> argmax over the same dim: the order is the same. (Rounding can make
+  the probabilities of different logits equal; the argmax of the logits still tells them apart.)
 
-Skips: a softmax over another dimension; a value in between that something else changes; a softmax
-whose probabilities are also used elsewhere stays for those users.
+Skips: a softmax over another dimension; a value in between that something else changes (S001 to
+S004 do not fire); a softmax whose probabilities are also used elsewhere stays for those users.
 """
 
 from __future__ import annotations
 
 from ..ir.graph import Graph, Node, Value
-from .rewriting import Ledger, erase_dead
+from .rewriting import Ledger, add_like, erase_dead, rebuild
+from .rows import repeat, trace_rows
 
 NAME = "eliminate_redundant_softmax"
 
@@ -33,79 +36,90 @@ NAME = "eliminate_redundant_softmax"
 def eliminate_redundant_softmax(graph: Graph, ledger: Ledger | None = None) -> Graph:
     """The graph without redundant softmax nodes."""
     ledger = ledger if ledger is not None else Ledger()
-    new = graph.copy()
-    for node in graph.nodes:
-        if node.name in new:
-            _rewrite(new, new.node(node.name), ledger)
+    rules = {
+        "cross_entropy": _cross_entropy,
+        "log_softmax": _log_softmax,
+        "log": _log,
+        "argmax": _argmax,
+    }
+
+    def emit(new: Graph, node: Node, operands: list[Value]) -> tuple[Value, ...] | None:
+        rule = rules.get(node.op)
+        return rule(new, node, operands, ledger) if rule is not None else None
+
+    new = rebuild(graph, emit)
     erase_dead(new)
     return new
 
 
 def softmax_before(graph: Graph, value: Value, dim: int) -> Node | None:
-    """The softmax or log_softmax over ``dim`` that produces a value, seen through reshapes that
+    """The softmax or log_softmax over ``dim`` that produces a value, seen through operators that
     keep the rows."""
-    node = graph.node(value)
-    while node.op == "reshape" and _keeps_rows(graph, node):
-        node = graph.node(node.operands[0])
-    if node.op not in ("softmax", "log_softmax"):
+    origin, row_dim, _ = trace_rows(graph, value, dim)
+    node = graph.node(origin)
+    is_softmax = node.op in ("softmax", "log_softmax")
+    return node if is_softmax and node.attrs["dim"] == row_dim else None
+
+
+def _logits(new: Graph, value: Value, dim: int, softmax: Node) -> Value:
+    """The softmax's operand in the shape of ``value``."""
+    _, _, passed = trace_rows(new, value, dim)
+    return repeat(new, passed, softmax.operands[0], softmax.source)
+
+
+def _cross_entropy(
+    new: Graph, node: Node, operands: list[Value], ledger: Ledger
+) -> tuple[Value, ...] | None:
+    found = softmax_before(new, operands[0], 1)
+    if found is None:
         return None
-    rank = node.type.rank
-    wanted = rank - 1 if dim == graph.type(value).rank - 1 else dim
-    return node if node.attrs["dim"] == wanted else None
-
-
-def _keeps_rows(graph: Graph, node: Node) -> bool:
-    """A reshape that only changes dimensions before the last, or adds or drops ones."""
-    before = graph.type(node.operands[0]).shape
-    after = node.type.shape
-    return bool(before) and bool(after) and before[-1] == after[-1]
-
-
-def _rewrite(graph: Graph, node: Node, ledger: Ledger) -> None:
-    if node.op == "cross_entropy":
-        found = softmax_before(graph, node.operands[0], 1)
-        if found is None:
-            return
-        logits = _bypass(graph, node.operands[0], found)
-        exact = found.op == "log_softmax"
-        _replace(graph, node, (logits, *node.operands[1:]))
-        ledger.did(
-            NAME,
-            "S002" if exact else "S001",
-            found,
-            f"removed {found.op} %{found.name} before cross_entropy %{node.name}"
-            + ("" if exact else "; the loss is that of the logits (strict=True keeps it)"),
-        )
-        ledger.changes_semantics |= not exact
-    elif node.op == "log":
-        producer = graph.node(node.operands[0])
-        if producer.op != "softmax":
-            return
-        result = graph.add(
-            "log_softmax", producer.operands[0], source=node.source, dim=producer.attrs["dim"]
-        )
-        graph.replace_uses(node.value, result)
-        ledger.did(NAME, "S003", node, f"log of softmax %{producer.name} became log_softmax")
-    elif node.op == "argmax":
-        producer = graph.node(node.operands[0])
-        if producer.op in ("softmax", "log_softmax") and (
-            producer.attrs["dim"] == node.attrs["dim"]
-        ):
-            _replace(graph, node, (producer.operands[0],))
-            ledger.did(NAME, "S004", node, f"argmax reads the logits, not %{producer.name}")
-
-
-def _bypass(graph: Graph, value: Value, softmax: Node) -> Value:
-    """The logits in the shape of ``value``: reshapes after the softmax are repeated on them."""
-    logits = softmax.operands[0]
-    shape = graph.type(value).shape
-    if graph.type(logits).shape == shape:
-        return logits
-    return graph.add("reshape", logits, source=softmax.source, shape=shape)
-
-
-def _replace(graph: Graph, node: Node, operands: tuple[Value, ...]) -> None:
-    result = graph.add(
-        node.op, *operands, name=node.name, source=node.source, **node.attrs
+    exact = found.op == "log_softmax"
+    ledger.did(
+        NAME,
+        "S002" if exact else "S001",
+        found,
+        f"removed {found.op} %{found.name} before cross_entropy %{node.name}"
+        + ("" if exact else "; the loss is that of the logits (strict=True keeps it)"),
     )
-    graph.replace_uses(node.value, result)
+    ledger.changes_semantics |= not exact
+    logits = _logits(new, operands[0], 1, found)
+    return _again(new, node, [logits, *operands[1:]], ledger, _cross_entropy)
+
+
+def _log_softmax(
+    new: Graph, node: Node, operands: list[Value], ledger: Ledger
+) -> tuple[Value, ...] | None:
+    found = softmax_before(new, operands[0], node.attrs["dim"])
+    if found is None or found.op != "log_softmax":
+        return None
+    ledger.did(NAME, "S002", node, f"log_softmax of log_softmax %{found.name} is the same")
+    return (operands[0],)
+
+
+def _log(
+    new: Graph, node: Node, operands: list[Value], ledger: Ledger
+) -> tuple[Value, ...] | None:
+    producer = new.node(operands[0])
+    if producer.op != "softmax":
+        return None
+    ledger.did(NAME, "S003", node, f"log of softmax %{producer.name} became log_softmax")
+    return add_like(new, node, "log_softmax", [producer.operands[0]], **producer.attrs)
+
+
+def _argmax(
+    new: Graph, node: Node, operands: list[Value], ledger: Ledger
+) -> tuple[Value, ...] | None:
+    found = softmax_before(new, operands[0], node.attrs["dim"])
+    if found is None:
+        return None
+    ledger.did(NAME, "S004", node, f"argmax reads the logits, not %{found.name}")
+    logits = _logits(new, operands[0], node.attrs["dim"], found)
+    return _again(new, node, [logits], ledger, _argmax)
+
+
+def _again(
+    new: Graph, node: Node, operands: list[Value], ledger: Ledger, rule: object
+) -> tuple[Value, ...]:
+    """The node on new operands, after the rule has seen those, too (a softmax of a softmax)."""
+    further = rule(new, node, operands, ledger)  # type: ignore[operator]
+    return further or add_like(new, node, node.op, operands, **node.attrs)

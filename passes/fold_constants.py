@@ -9,9 +9,12 @@ After::
 
     %half: f32[] = constant {value=0.5}
 
-Skips: results of more than 1 Mi elements, or larger than their operands by more than 4 Ki elements
-(a broadcast constant would be read from memory instead of being made in registers); anything that
-depends on the batch.
+Code: D301.
+
+Skips: results of more than 1 Mi elements, or larger than their operands by more than 4 Ki elements;
+a broadcast_to (a constant that is repeated would be read from memory instead of being made in
+registers); anything that depends on the batch; an index that is out of range (the program's error
+belongs to its run).
 """
 
 from __future__ import annotations
@@ -22,10 +25,13 @@ from ..ir.graph import Graph, Node, Value
 from ..ir.interpreter import run_node
 from ..ir.types import numel
 from .rewriting import Ledger, rebuild
+from .state import depends_on_batch
 
 NAME = "fold_constants"
 MAX_ELEMENTS = 1 << 20
 MAX_GROWTH = 4096
+_SOURCES = ("input", "parameter", "buffer", "constant")
+_KEPT = (*_SOURCES, "broadcast_to", "fused")
 
 
 def fold_constants(graph: Graph, ledger: Ledger | None = None) -> Graph:
@@ -33,16 +39,25 @@ def fold_constants(graph: Graph, ledger: Ledger | None = None) -> Graph:
 
     def emit(new: Graph, node: Node, operands: list[Value]) -> tuple[Value, ...] | None:
         producers = [new.node(v) for v in operands]
-        if not operands or any(p.op != "constant" for p in producers):
+        if node.op in _KEPT or any(p.op != "constant" for p in producers):
             return None
-        if not _fits(node, sum(p.attrs["value"].size for p in producers)):
+        arrays = [p.attrs["value"] for p in producers]
+        if depends_on_batch(node) or not _fits(node, sum(a.size for a in arrays)):
             return None
-        with np.errstate(all="ignore"):
-            results = run_node(node, [p.attrs["value"] for p in producers], 1)
+        try:
+            with np.errstate(all="ignore"):
+                results = run_node(node, arrays, 1)
+        except IndexError:
+            return None
         if ledger is not None:
             ledger.did(NAME, "D301", node, f"%{node.name} = {node.op} is a constant")
         return tuple(
-            new.add("constant", name=node.name, source=node.source, value=np.array(r, t.dtype.np))
+            new.add(
+                "constant",
+                name=node.name,
+                source=node.source,
+                value=np.array(r, t.dtype.np, order="C"),
+            )
             for r, t in zip(results, node.types, strict=True)
         )
 
@@ -50,10 +65,5 @@ def fold_constants(graph: Graph, ledger: Ledger | None = None) -> Graph:
 
 
 def _fits(node: Node, operand_elements: int) -> bool:
-    total = 0
-    for kind in node.types:
-        size = numel(kind.shape)
-        if not isinstance(size, int):
-            return False
-        total += size
+    total = sum(int(numel(kind.shape)) for kind in node.types)  # type: ignore[arg-type]
     return total <= MAX_ELEMENTS and total <= operand_elements + MAX_GROWTH

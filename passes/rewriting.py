@@ -1,4 +1,5 @@
-"""The two drivers of all passes, and the ledger in which they say what they did."""
+"""The driver of the passes that rebuild a graph, and the ledger in which passes say what they did.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +28,11 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """What the passes did and declined, in order, behind ``explain()``."""
+    """What the passes did and declined, in order and each line once, behind ``explain()``."""
 
     entries: list[Entry] = field(default_factory=list)
     changes_semantics: bool = False
+    _known: set[Entry] = field(default_factory=set, repr=False)
 
     def did(self, pass_name: str, code: str, node: Node, message: str) -> None:
         """Notes a rewrite."""
@@ -45,7 +47,8 @@ class Ledger:
         self._note(Entry(pass_name, code, done, "", "", message))
 
     def _note(self, entry: Entry) -> None:
-        if entry not in self.entries:
+        if entry not in self._known:
+            self._known.add(entry)
             self.entries.append(entry)
 
 
@@ -73,25 +76,24 @@ def rebuild(graph: Graph, emit: Emit) -> Graph:
 
 def copy_node(new: Graph, node: Node, operands: list[Value]) -> tuple[Value, ...]:
     """Adds the same operation on other operands, under the same name where it is free."""
-    result = new.add(node.op, *operands, name=node.name, source=node.source, **node.attrs)
+    return add_like(new, node, node.op, operands, **node.attrs)
+
+
+def add_like(
+    new: Graph, node: Node, op: str, operands: list[Value], **attrs: object
+) -> tuple[Value, ...]:
+    """Adds an operation that takes the place of ``node``: with its name and its source."""
+    result = new.add(op, *operands, name=node.name, source=node.source, **attrs)
     return (result,) if isinstance(result, Value) else result
 
 
 def erase_dead(graph: Graph) -> list[Node]:
     """Erases, in place, every node that no result depends on (inputs stay); returns them."""
+    results = {v.node for v in (*graph.outputs.values(), *graph.updates.values())}
     erased = []
     for node in reversed(graph.nodes):
-        if node.op == "input" or graph.users(node.name) or graph.is_result(node.name):
+        if node.op == "input" or node.name in results or graph.users(node.name):
             continue
         graph.erase(node.name)
         erased.append(node)
     return erased
-
-
-def follow(graph: Graph, value: Value, through: Callable[[Node], bool]) -> Value:
-    """Walks up from ``value`` over single-operand-like nodes for which ``through`` holds."""
-    node = graph.node(value)
-    while through(node):
-        value = node.operands[0]
-        node = graph.node(value)
-    return value

@@ -1,11 +1,14 @@
-"""Forward hooks: the handle that removes one."""
+"""Forward hooks: adding, removing and running them."""
 
 from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .module import Module
 
 _ids = itertools.count()
 
@@ -41,3 +44,28 @@ def add_hook(
     if prepend:
         hooks.move_to_end(handle.id, last=False)
     return handle
+
+
+def call_with_hooks(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``module.forward`` between its hooks, each of which may replace what it is shown."""
+    for hook, with_kwargs in list(module._forward_pre_hooks.values()):
+        if not with_kwargs:
+            changed = hook(module, args)
+            if changed is not None:
+                args = changed if isinstance(changed, tuple) else (changed,)
+            continue
+        changed = hook(module, args, kwargs)
+        if changed is None:
+            continue
+        if not isinstance(changed, tuple) or len(changed) != 2:
+            raise RuntimeError(
+                "forward pre-hook must return None or a tuple of (new_args, new_kwargs), "
+                f"but got {changed}."
+            )
+        args, kwargs = changed
+    output = module.forward(*args, **kwargs)
+    for hook, with_kwargs in list(module._forward_hooks.values()):
+        inputs = (args, kwargs) if with_kwargs else (args,)
+        changed = hook(module, *inputs, output)
+        output = output if changed is None else changed
+    return output

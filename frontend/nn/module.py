@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from ...ir.types import float32, float64
 from .. import dispatch
 from ..tensor import Tensor
-from . import conversion, state
-from .hooks import RemovableHandle, add_hook
+from . import conversion, state, traversal
+from .hooks import RemovableHandle, add_hook, call_with_hooks
 from .parameter import Buffer, Parameter
 
 Self = TypeVar("Self", bound="Module")
@@ -225,54 +225,17 @@ class Module:
             tracer.exit_module(self)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self._forward_pre_hooks and not self._forward_hooks:
-            return self.forward(*args, **kwargs)
-        for hook, with_kwargs in list(self._forward_pre_hooks.values()):
-            if not with_kwargs:
-                changed = hook(self, args)
-                if changed is not None:
-                    args = changed if isinstance(changed, tuple) else (changed,)
-                continue
-            changed = hook(self, args, kwargs)
-            if changed is None:
-                continue
-            if not isinstance(changed, tuple) or len(changed) != 2:
-                raise RuntimeError(
-                    "forward pre-hook must return None or a tuple of (new_args, new_kwargs), "
-                    f"but got {changed}."
-                )
-            args, kwargs = changed
-        output = self.forward(*args, **kwargs)
-        for hook, with_kwargs in list(self._forward_hooks.values()):
-            inputs = (args, kwargs) if with_kwargs else (args,)
-            changed = hook(self, *inputs, output)
-            output = output if changed is None else changed
-        return output
+        if self._forward_pre_hooks or self._forward_hooks:
+            return call_with_hooks(self, args, kwargs)
+        return self.forward(*args, **kwargs)
 
     # -- traversal -------------------------------------------------------------------------
-
-    def _named_members(
-        self, store: str, prefix: str, recurse: bool, remove_duplicate: bool
-    ) -> Iterator[tuple[str, Any]]:
-        seen: set[int] = set()
-        modules = (
-            self.named_modules(prefix=prefix, remove_duplicate=remove_duplicate)
-            if recurse
-            else [(prefix, self)]
-        )
-        for path, module in modules:
-            for name, value in getattr(module, store).items():
-                if value is None or id(value) in seen:
-                    continue
-                if remove_duplicate:
-                    seen.add(id(value))
-                yield (f"{path}.{name}" if path else name), value
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Parameter]]:
         """Paths and parameters; a shared one is given once."""
-        return self._named_members("_parameters", prefix, recurse, remove_duplicate)
+        return traversal.named_members(self, "_parameters", prefix, recurse, remove_duplicate)
 
     def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
         """The parameters, each once."""
@@ -283,7 +246,7 @@ class Module:
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Tensor]]:
         """Paths and buffers; a shared one is given once."""
-        return self._named_members("_buffers", prefix, recurse, remove_duplicate)
+        return traversal.named_members(self, "_buffers", prefix, recurse, remove_duplicate)
 
     def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
         """The buffers, each once."""
@@ -328,31 +291,15 @@ class Module:
 
     def get_submodule(self, target: str) -> Module:
         """The module at a dotted path; '' is this one. AttributeError names what is missing."""
-        module: Module = self
-        for name in target.split(".") if target else ():
-            if not hasattr(module, name):
-                raise AttributeError(f"{module._get_name()} has no attribute `{name}`")
-            module = getattr(module, name)
-            if not isinstance(module, Module):
-                raise AttributeError(f"`{name}` is not an nn.Module")
-        return module
-
-    def _get_member(self, target: str, role: str, store: str) -> Any:
-        path, _, name = target.rpartition(".")
-        module = self.get_submodule(path)
-        if not hasattr(module, name):
-            raise AttributeError(f"{module._get_name()} has no attribute `{name}`")
-        if name not in getattr(module, store):
-            raise AttributeError(f"`{name}` is not {role}")
-        return getattr(module, store)[name]
+        return traversal.submodule(self, target)
 
     def get_parameter(self, target: str) -> Parameter:
         """The parameter at a dotted path."""
-        return self._get_member(target, "an nn.Parameter", "_parameters")
+        return traversal.member(self, target, "an nn.Parameter", "_parameters")
 
     def get_buffer(self, target: str) -> Tensor:
         """The buffer at a dotted path."""
-        return self._get_member(target, "a buffer", "_buffers")
+        return traversal.member(self, target, "a buffer", "_buffers")
 
     def apply(self: Self, fn: Callable[[Module], None]) -> Self:
         """Calls ``fn`` on every module below, then on this one (e.g. to initialise weights)."""

@@ -1,5 +1,6 @@
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -244,4 +245,7 @@ def test_inner_loops_do_not_spill(asm_for: Any, target: Target, case: Any, make:
     asm = asm_for(kernel, target)
     multiplies = asm.count(r"(vfn?m|fmla)")
     assert multiplies == len(re.findall(r"call <.*@llvm\.fma", kernel.text)) <= 700
-    assert asm.spills == 0
+    tiles = re.split(r"(?m)^(?=\w+:)", asm.text)
+    for tile in tiles:
+        # Packing kernels may spill: they transpose, and are not inner loops.
+        assert "_tile_" not in tile.split(":")[0] or replace(asm, text=tile).spills == 0

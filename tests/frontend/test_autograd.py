@@ -363,10 +363,11 @@ def test_higher_derivatives_match_calculus():
 
 
 HIGHER = {
-    "cube": lambda x: (x**3).sum(), "softmax": lambda x: (x.softmax(0) ** 2).sum(),
+    "cube": lambda x: (x**3).sum(),
+    "softmax": lambda x: (x.softmax(0) ** 2).sum(),
     "matmul": lambda x: (x.reshape(2, 2) @ x.reshape(2, 2)).exp().sum(),
     "outputs": lambda x: (x.exp() * x.sigmoid() * x.tanh() / (1 + x.sqrt())).sum(),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", HIGHER)

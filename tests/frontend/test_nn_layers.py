@@ -195,6 +195,42 @@ def test_inplace_relu_after_a_layer_has_torchs_gradients() -> None:
         close(p.grad, q.grad, "gradient")
 
 
+def test_inplace_layers_in_a_chain_and_a_residual_block_have_torchs_gradients() -> None:
+    def make(nn: Any) -> Any:
+        class Block(nn.Module):  # type: ignore[name-defined, misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv = nn.Conv1d(3, 3, 3, padding=1)
+                self.norm = nn.BatchNorm1d(3)
+                self.relu = nn.ReLU(inplace=True)
+                self.elu = nn.ELU(inplace=True)
+
+            def forward(self, x: Any) -> Any:
+                out = self.elu(self.norm(self.relu(self.conv(x))))
+                out = self.norm(self.conv(out))
+                out += x
+                return self.relu(out)
+
+        return Block()
+
+    ours, theirs = pair(make)
+    x = np.random.default_rng(0).normal(size=(5, 3, 6)).astype(np.float32)
+    y, u = ours(Tensor(x)), theirs(torch.from_numpy(x.copy()))
+    close(y, u, "output")
+    both_backward(y, u)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        close(p.grad, q.grad, "gradient")
+
+
+def test_inplace_dropout_of_a_result_keeps_its_gradient() -> None:
+    x = Tensor(np.ones(20, np.float32), requires_grad=True)
+    y = x * 2.0
+    nn.Dropout(0.5, inplace=True)(nn.SiLU(inplace=True)(y))
+    y.sum().backward()
+    assert 0.0 in x.grad.tolist()
+    assert any(x.grad.tolist())
+
+
 def test_shared_layer_gets_the_sum_of_both_gradients() -> None:
     ours, theirs = pair(lambda nn: nn.Linear(3, 3))
     x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)

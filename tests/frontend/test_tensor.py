@@ -44,12 +44,23 @@ def test_asarray_converts_and_copies_on_demand():
 @pytest.mark.parametrize(
     "view",
     [
-        lambda x: x[0], lambda x: x[:, 1:], lambda x: x.view(-1), lambda x: x.t(), lambda x: x.T,
-        lambda x: x.detach(), lambda x: x.data, lambda x: x.unsqueeze(0), lambda x: x[...],
-        lambda x: x.narrow(1, 0, 2), lambda x: x.unbind(0)[1], lambda x: x.chunk(2)[0],
-        lambda x: x.transpose(0, 1), lambda x: x.flatten(), lambda x: x.squeeze(),
+        lambda x: x[0],
+        lambda x: x[:, 1:],
+        lambda x: x.view(-1),
+        lambda x: x.t(),
+        lambda x: x.T,
+        lambda x: x.detach(),
+        lambda x: x.data,
+        lambda x: x.unsqueeze(0),
+        lambda x: x[...],
+        lambda x: x.narrow(1, 0, 2),
+        lambda x: x.unbind(0)[1],
+        lambda x: x.chunk(2)[0],
+        lambda x: x.transpose(0, 1),
+        lambda x: x.flatten(),
+        lambda x: x.squeeze(),
     ],
-)  # fmt: skip
+)
 def test_views_share_memory_and_version(view):
     x = nf.zeros(2, 3)
     v = view(x)
@@ -61,12 +72,21 @@ def test_views_share_memory_and_version(view):
 @pytest.mark.parametrize(
     "operation",
     [
-        lambda x: x + 0, lambda x: x.clone(), lambda x: x.mT.contiguous(), lambda x: x[[0, 1]],
-        lambda x: x[x == 0], lambda x: x.repeat(1, 1), lambda x: nf.cat([x]),
-        lambda x: x.double().float(), lambda x: nf.tensor(x), lambda x: x.mT.reshape(-1),
-        lambda x: x.to(float32, copy=True), lambda x: x.sum(()) + x, lambda x: x.clamp(min=0),
+        lambda x: x + 0,
+        lambda x: x.clone(),
+        lambda x: x.mT.contiguous(),
+        lambda x: x[[0, 1]],
+        lambda x: x[x == 0],
+        lambda x: x.repeat(1, 1),
+        lambda x: nf.cat([x]),
+        lambda x: x.double().float(),
+        lambda x: nf.tensor(x),
+        lambda x: x.mT.reshape(-1),
+        lambda x: x.to(float32, copy=True),
+        lambda x: x.sum(()) + x,
+        lambda x: x.clamp(min=0),
     ],
-)  # fmt: skip
+)
 def test_results_of_operations_have_memory_of_their_own(operation):
     x = nf.zeros(2, 3)
     operation(x).fill_(1)
@@ -196,7 +216,7 @@ def test_shape_is_a_size():
     x = nf.ones(2, 3)
     assert repr(x.shape) == "netwright.Size([2, 3])" and x.shape.numel() == 6
     assert x.size() == (2, 3) and x.size(-1) == 3 and x.dim() == x.ndim == 2
-    assert isinstance(x.shape[:1], Size) and x.shape + (4,) == (2, 3, 4)
+    assert isinstance(x.shape[:1], Size) and x.shape.__add__((4,)) == (2, 3, 4)
     assert x.numel() == 6 and x.element_size() == 4 and x.nbytes == 24
     with pytest.raises(IndexError):
         x.size(2)
@@ -248,17 +268,27 @@ def test_the_constructor_shares_arrays_and_makes_float32_of_lists():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda lib: lib.tensor([[1.0, 2.0], [3.0, -4.0]]), lambda lib: lib.tensor([1, 20, -3]),
-        lambda lib: lib.tensor([True, False]), lambda lib: lib.tensor(1.5), lambda lib: lib.tensor(3),
-        lambda lib: lib.tensor([0.5, 0.25, 3.0]), lambda lib: lib.tensor([1e-6, 1.0]),
-        lambda lib: lib.tensor([1e10, 1.0]), lambda lib: lib.tensor([float("nan"), 1.0, float("inf")]),
-        lambda lib: lib.tensor([]), lambda lib: lib.zeros(2, 0), lambda lib: lib.zeros(3),
-        lambda lib: lib.tensor([1.0], requires_grad=True), lambda lib: lib.ones(2, 2, 2),
-        lambda lib: lib.arange(2000), lambda lib: lib.arange(40) * 1.0,
+        lambda lib: lib.tensor([[1.0, 2.0], [3.0, -4.0]]),
+        lambda lib: lib.tensor([1, 20, -3]),
+        lambda lib: lib.tensor([True, False]),
+        lambda lib: lib.tensor(1.5),
+        lambda lib: lib.tensor(3),
+        lambda lib: lib.tensor([0.5, 0.25, 3.0]),
+        lambda lib: lib.tensor([1e-6, 1.0]),
+        lambda lib: lib.tensor([1e10, 1.0]),
+        lambda lib: lib.tensor([float("nan"), 1.0, float("inf")]),
+        lambda lib: lib.tensor([]),
+        lambda lib: lib.zeros(2, 0),
+        lambda lib: lib.zeros(3),
+        lambda lib: lib.tensor([1.0], requires_grad=True),
+        lambda lib: lib.ones(2, 2, 2),
+        lambda lib: lib.arange(2000),
+        lambda lib: lib.arange(40) * 1.0,
         lambda lib: lib.tensor([1.0], requires_grad=True) + 1,
-        lambda lib: lib.tensor([0.1, 123.456]), lambda lib: lib.ones(1)[0] * 1e-5,
+        lambda lib: lib.tensor([0.1, 123.456]),
+        lambda lib: lib.ones(1)[0] * 1e-5,
     ],
-)  # fmt: skip
+)
 def test_repr_is_torchs(make):
     torch = pytest.importorskip("torch")
     assert repr(make(nf)) == repr(make(torch))
