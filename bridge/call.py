@@ -8,27 +8,42 @@ import numpy as np
 
 from ..frontend import dispatch, tree
 from ..frontend.tensor import Tensor
-from ..frontend.trace import batch_dims
 
 
 class Call:
-    """The tensor arguments of one call: nests with numpy arrays turned into tensors."""
+    """The arguments of one call: nests with numpy arrays turned into tensors, and the tensors."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.args: tuple[Any, ...]
+        self.kwargs: dict[str, Any]
+        self.leaves: list[Tensor]
+        if not kwargs and all([isinstance(a, (Tensor, np.ndarray)) for a in args]):
+            # The usual call, without a walk through nests.
+            self.args, self.kwargs = tuple([_as_tensor(a) for a in args]), {}
+            self.leaves = list(self.args)
+            self._nest: Any = len(args)
+            return
         self.args = tree.map_leaves(args, _is_array, _as_tensor)
         self.kwargs = tree.map_leaves(kwargs, _is_array, _as_tensor)
-        self.leaves: list[Tensor] = [
-            t for _, t in tree.flatten((self.args, self.kwargs), _is_array)
-        ]
+        self.leaves = [t for _, t in tree.flatten((self.args, self.kwargs), _is_array)]
+        self._nest = (
+            tree.signature(self.args, _is_array),
+            tree.signature(self.kwargs, _is_array),
+        )
 
     def key(self, fixed_batch: bool) -> tuple[Any, ...]:
         """What a compilation depends on: nests, constants, dtypes, shapes without the batch."""
-        dims = [False] * len(self.leaves) if fixed_batch else batch_dims(self.leaves)
-        kinds = tuple(
-            (t.dtype.short, ("N", *t.shape[1:]) if batch else tuple(t.shape))
-            for t, batch in zip(self.leaves, dims, strict=True)
-        )
-        return tree.signature(self.args, _is_array), tree.signature(self.kwargs, _is_array), kinds
+        shapes = [t._array.shape for t in self.leaves]
+        batch = next((s[0] for s in shapes if s), None)
+        kinds = [
+            (t._array.dtype.char, ("N", *s[1:]) if s and s[0] == batch and not fixed_batch else s)
+            for t, s in zip(self.leaves, shapes, strict=True)
+        ]
+        return self._nest, tuple(kinds)
+
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The exact shapes of the tensors."""
+        return tuple([t._array.shape for t in self.leaves])
 
 
 def _is_array(value: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..frontend.nn.module import Module
 from ..frontend.tensor import Tensor
 from ..runtime import settings
 from .call import Call
+from .fingerprint import Fingerprint
 from .gradients import LazyBackward, TrainingVariant, Wanted, run_training
 from .inspection import Inspection
 from .variant import Variant
@@ -30,37 +31,41 @@ class CompiledModule(Inspection, Module):
     """
 
     def __init__(self, model: Module, options: Options) -> None:
-        super().__init__()
         own = self.__dict__
         own["_model"] = model
-        for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
-            own[name] = model.__dict__[name]
-        own.pop("training", None)
         own["_options"] = options
+        own["_fingerprint"] = Fingerprint(model)
         own["_variants"] = {}
         own["_fixed"] = set()
         own["_warned"] = set()
         own["_compile_lock"] = threading.RLock()
 
-    @property
-    def training(self) -> bool:  # type: ignore[override]
-        """Whether the model is in training mode."""
-        return self._model.training
-
-    @training.setter
-    def training(self, mode: bool) -> None:
-        self._model.training = mode
-
     def __getattr__(self, name: str) -> Any:
         if name == "_model":
             raise AttributeError(name)
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self._model, name)
+        return getattr(self._model, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._model, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._model, name)
+
+    def __len__(self) -> int:
+        return len(self._model)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._model)  # type: ignore[call-overload]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._model[index]  # type: ignore[index]
 
     def __repr__(self) -> str:
         return f"Compiled({self._model!r})"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # The model's hooks are part of the traced program; Module.__call__ would run them again.
+        return self.forward(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's result, from native code."""
@@ -96,7 +101,7 @@ class CompiledModule(Inspection, Module):
 
     def _wanted(self, call: Call) -> Wanted:
         wanted: Wanted = {i: t for i, t in enumerate(call.leaves) if t.requires_grad}
-        wanted.update({p: t for p, t in self._model.named_parameters() if t.requires_grad})
+        wanted.update(self._fingerprint.trained)
         return wanted
 
     def _training_variant(self, call: Call) -> TrainingVariant:
@@ -113,9 +118,9 @@ class CompiledModule(Inspection, Module):
         kind: Callable[[Compilation], Any],
     ) -> Any:
         """The compilation for this call, made if it is new."""
-        flags = tuple([m.training for m in self._model.modules()])
-        general = (mode, flags, detail, call.key(not self._options.dynamic))
-        exact = (*general, tuple(tuple(t.shape) for t in call.leaves))
+        fingerprint = self._fingerprint.value
+        general = (mode, fingerprint, detail, call.key(not self._options.dynamic))
+        exact = (*general, call.shapes())
         key = exact if general in self._fixed else general
         variant = self._variants.get(key)
         if variant is not None:
@@ -134,7 +139,8 @@ class CompiledModule(Inspection, Module):
                 )
                 build(made, self._options)
                 variant = kind(made)
-                variant.mode = mode if mode == "train" or not any(flags) else "forward"
+                training = any(m.training for m in self._model.modules())
+                variant.mode = "forward" if mode == "eval" and training else mode
                 if variant.fixed_batch and self._options.dynamic:
                     self._fixed.add(general)
                     key = exact

@@ -20,6 +20,7 @@ from ..passes.apply_optimizer import Update, hyper_path, state_path
 from ..passes.lint import lint_gradients
 from ..runtime import settings
 from .call import Call
+from .fingerprint import Fingerprint
 from .inspection import Inspection
 from .module import CompiledModule
 from .variant import Variant
@@ -46,7 +47,9 @@ class CompiledStep(Inspection):
         self._warned: set[str] = set()
         self._lock = threading.RLock()
         self._predict = CompiledModule(model, options)
-        self._groups = self._parameter_groups()
+        roots = [model, loss] if isinstance(loss, Module) else [model]
+        self._fingerprint = Fingerprint(*roots)
+        self._parameter_groups()
 
     def predict(self, *args: Any) -> Any:
         """The model's result in eval mode, compiled, without gradients."""
@@ -116,11 +119,11 @@ class CompiledStep(Inspection):
         return groups
 
     def _variant(self, call: Call) -> StepVariant:
-        flags = tuple([m.training for m in self.model.modules()])
-        trained = tuple([p.requires_grad for _, p in self._groups.values()])
+        trained = tuple(self._fingerprint.trained)
         structure = self.optimizer.structure()
-        general = (flags, trained, structure, call.key(not self._options.dynamic))
-        exact = (*general, tuple(tuple(t.shape) for t in call.leaves))
+        fingerprint = self._fingerprint.value
+        general = (fingerprint, trained, structure, call.key(not self._options.dynamic))
+        exact = (*general, call.shapes())
         key = exact if general in self._fixed else general
         if key not in self._variants:
             with self._lock:

@@ -93,7 +93,7 @@ class Variant:
         for path, tensor in zip(self.traced.inputs, leaves, strict=True):
             kind = self._inputs.get(path)
             if kind is not None and kind.shape and isinstance(kind.shape[0], Dim):
-                n = tensor.shape[0]
+                n = tensor._array.shape[0]
                 break
         if n not in self._checked:
             _check_batch_norm(self.traced.graph, n)
@@ -103,8 +103,8 @@ class Variant:
     def inputs(self, leaves: Sequence[Tensor]) -> dict[str, np.ndarray]:
         """Contiguous arrays of the inputs that the graph reads."""
         arrays = {
-            path: np.require(tensor._array, requirements=["C", "A"])
-            for path, tensor in zip(self.traced.inputs, leaves, strict=True)
+            path: array if array.flags.carray else np.require(array, requirements=["C", "A"])
+            for path, array in zip(self.traced.inputs, [t._array for t in leaves], strict=True)
         }
         if self.traced.random_streams:
             arrays["rng"] = default_generator.next_key(self.traced.random_streams)

@@ -20,26 +20,30 @@ from .emitter import Lane, VectorEmitter, memory_type
 from .kernel import Kernel, TaskCount
 from .loops import (
     CHUNK_STEPS,
-    KernelWriter,
     Lanes,
     Position,
-    Size,
     add_all,
-    column_blocks,
     fold,
-    for_each_column_block,
-    in_column_block,
+    sums,
+    sweep,
+    widen,
+)
+from .sizes import (
+    Size,
     least,
     minus,
     plus,
-    sums,
-    sweep,
     times,
     unravel,
-    vectors_per_block,
-    widen,
 )
 from .target import Target
+from .writer import (
+    KernelWriter,
+    column_blocks,
+    for_each_column_block,
+    in_column_block,
+    vectors_per_block,
+)
 
 BATCH_NORM = ("batch_norm", "batch_norm_train", "batch_norm_grad")
 

@@ -43,9 +43,9 @@ class Reduction:
 class Tile:
     """A register tile: ``rows`` x ``vectors`` accumulators.
 
-    ``a_rows`` and ``c_rows`` are the offsets of each row in A and C, in elements; ``c_pitch`` is the
-    distance of neighbouring rows of C (a tile may skip some). The last vector
-    has ``tail`` active lanes. ``loops`` is the reduction, outermost loop first; the steps of one
+    ``a_rows`` and ``c_rows`` are the offsets of each row in A and C, in elements; ``c_pitch`` is
+    the distance of neighbouring rows of C (a tile may skip some). The last vector has ``tail``
+    active lanes. ``loops`` is the reduction, outermost loop first; the steps of one
     loop do not include those of the loops in it; without loops the tile is what the epilogue starts
     from. ``padded`` says that B may be read to the end of its last vector.
     """
@@ -183,7 +183,12 @@ class _Product:
         return loop.results[2:]
 
     def straight(
-        self, loops: Sequence[Reduction], a: str, b: str, sums: list[str], at: tuple[int, int] = (0, 0)
+        self,
+        loops: Sequence[Reduction],
+        a: str,
+        b: str,
+        sums: list[str],
+        at: tuple[int, int] = (0, 0),
     ) -> list[str]:
         """All iterations without a loop."""
         if not loops:

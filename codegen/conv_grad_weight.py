@@ -19,8 +19,8 @@ from .epilogue import TileEpilogue
 from .gemm import MAX_TASKS, Gemm, extent, gemm_kernel, kernel_params
 from .image import PaddedCopy, WeightGradient, even_chunks, forward_axis
 from .kernel import Kernel, TaskCount, symbol_for
-from .loops import Size, least, minus, plus, quotient, remainder, times
 from .packing import choose_panel
+from .sizes import Size, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
 

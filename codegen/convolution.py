@@ -7,16 +7,13 @@ copied block by block into private memory with zeros around them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ..ir.graph import Graph, Node
 from ..ir.ops.packing import packed_conv_size
-from ..ir.types import TensorType, numel
+from ..ir.types import numel, shape_at
 from .brgemm import MicroKernels, Reduction, Tile, register_rows
 from .conv_grad_weight import emit_conv_grad_weight
 from .depthwise import depthwise_kernel
-from .epilogue import Contraction, TileEpilogue, contraction_of
+from .epilogue import Contraction, contraction_of
 from .gemm import MAX_TASKS, Gemm, extent, gemm_kernel, kernel_params
 from .image import (
     Convolution,
@@ -28,8 +25,8 @@ from .image import (
     runs,
 )
 from .kernel import Kernel, TaskCount, symbol_for
-from .loops import Size, least, minus, plus, quotient, remainder, times
 from .packing import PanelSource, choose_panel, conv_source, pack_function
+from .sizes import Size, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
 
@@ -70,14 +67,14 @@ def convolution_of(found: Contraction, target: Target) -> Convolution | None:
         return None
     if not all(isinstance(d, int) for d in (*x.shape[1:], *w.shape, *found.result.shape[1:])):
         return None
-    groups, kernel = attrs["groups"], _kernel(attrs, w, packed)
-    inputs, outputs = int(x.shape[3]), int(found.result.shape[3])  # type: ignore[arg-type]
+    groups = attrs["groups"]
+    kernel = attrs["kernel_size"] if packed else shape_at(w.shape[2:], 1)
+    *source, inputs = shape_at(x.shape[1:], 1)
+    *result, outputs = shape_at(found.result.shape[1:], 1)
     columns = outputs // groups if not groups == inputs == outputs else outputs
     panel = attrs["panel"] if packed else choose_panel(columns, target, x.dtype)
     if panel % target.lanes(x.dtype):
         return None
-    source = (int(x.shape[1]), int(x.shape[2]))  # type: ignore[arg-type]
-    result = (int(found.result.shape[1]), int(found.result.shape[2]))  # type: ignore[arg-type]
     axes = []
     for i in (0, 1):
         geometry = (kernel[i], attrs["stride"][i], attrs["padding"][i], attrs["dilation"][i])
@@ -88,14 +85,9 @@ def convolution_of(found: Contraction, target: Target) -> Convolution | None:
     pixels = source if gradient else result
     work = numel((x.shape[0], *pixels, inputs, outputs // groups, *kernel))
     return Convolution(
-        x.dtype, x.shape[0], axes[0], axes[1], result, inputs, outputs, groups, kernel, panel,
-        gradient, None if packed else w, work * 2,
+        x.dtype, x.shape[0], axes[0], axes[1], (result[0], result[1]), inputs, outputs, groups,
+        (kernel[0], kernel[1]), panel, gradient, None if packed else w, work * 2,
     )  # fmt: skip
-
-
-def _kernel(attrs: Mapping[str, Any], w: TensorType, packed: bool) -> tuple[int, int]:
-    kh, kw = attrs["kernel_size"] if packed else w.shape[2:]
-    return int(kh), int(kw)
 
 
 def _is_matrix_product(spec: Convolution) -> bool:
@@ -342,7 +334,7 @@ class _Writer:
                 pixel = plus(f, times(f, loop.index, height * columns.step), first * columns.step)
                 args = [("ptr", here), ("ptr", b)]
                 at = plus(f, row, pixel)
-                args += self.epilogue.arguments(f, str(at), str(column), spec.outputs)
+                args += self.epilogue.arguments(f, at, column, spec.outputs)
                 args += [("i64", "0")] if tile.overlap else []
                 name = self.micro.name(tile, self.epilogue)
                 f.do(f"call void @{name}({', '.join(f'{t} {v}' for t, v in args)})")

@@ -13,9 +13,20 @@ from ..ir.graph import Graph, Node
 from ..ir.types import DType, Extent, float32, float64, numel
 from .emitter import Lane, VectorEmitter, memory_type
 from .kernel import Kernel, TaskCount
-from .loops import KernelWriter, Lanes, Position, Row, report_bad_index, times
+from .loops import (
+    Lanes,
+    Position,
+    Row,
+)
+from .sizes import (
+    times,
+)
 from .softmax import exponentials
 from .target import Target
+from .writer import (
+    KernelWriter,
+    report_bad_index,
+)
 
 CROSS_ENTROPY = ("cross_entropy", "cross_entropy_grad")
 

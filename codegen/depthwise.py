@@ -15,8 +15,8 @@ from .epilogue import Contraction
 from .gemm import MAX_TASKS, extent, kernel_params
 from .image import Convolution, PaddedCopy, Phase, even_chunks, runs
 from .kernel import Kernel, TaskCount, symbol_for
-from .loops import Size, least, minus, plus, quotient, remainder, times
 from .packing import conv_source, pack_function
+from .sizes import Size, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
 
@@ -164,7 +164,7 @@ class _Writer:
         here = f.element(a, self.scalar, column)
         weights = f.element(b, self.scalar, times(f, panel, spec.panel_elements))
         args = [("ptr", here), ("ptr", weights)]
-        args += self.epilogue.arguments(f, str(pixel), str(column), spec.outputs)
+        args += self.epilogue.arguments(f, pixel, column, spec.outputs)
         key = (height, width, rows, columns)
         if key not in self.micro:
             self.micro[key] = self._micro(f"{self.symbol}_tile_{len(self.micro)}", *key)

@@ -11,7 +11,7 @@ from .emitter import Lane, VectorEmitter
 from .gemm import extent, kernel_params
 from .image import PaddedCopy, WeightGradient
 from .kernel import Kernel, TaskCount, symbol_for
-from .loops import Size, least, minus, plus, times
+from .sizes import Size, least, minus, plus, times
 from .target import Target
 from .text import Function
 

@@ -18,6 +18,7 @@ from ..ir.types import DType, Extent, TensorType
 from .body import lower_node
 from .brgemm import Tile
 from .emitter import Lane, VectorEmitter, memory_type
+from .sizes import Size
 from .text import Function
 
 # Rough instruction counts of elementwise operators; one that is not here costs one.
@@ -89,19 +90,13 @@ class TileEpilogue:
     # -- in the kernel
 
     def arguments(
-        self, f: Function, row: str, column: str | int, pitch: int, outputs: Sequence[str] = ()
+        self, f: Function, row: Size, column: Size, pitch: int
     ) -> list[tuple[str, str]]:
-        """What to pass for ``params()``: the tile starts at (row, column), rows are ``pitch`` apart.
-
-        ``outputs`` are the addresses of the results if they are not the kernel's own.
-        """
+        """What to pass for ``params()`` if the tile starts at (row, column) and rows are ``pitch``
+        elements apart."""
         start = f.emit(f"mul nsw i64 {row}, {pitch}")
         linear = f.emit(f"add nsw i64 {start}, {column}")
-        bases = outputs or [f"%out{k}" for k in range(len(self.outputs))]
-        args = [
-            f.element(base, memory_type(d), linear)
-            for base, d in zip(bases, self.outputs, strict=True)
-        ]
+        args = [f.element(f"%out{k}", memory_type(d), linear) for k, d in enumerate(self.outputs)]
         if self.bias is not None:
             args.append(f.element(f"%in{self.bias}", memory_type(self.outputs[0]), column))
         places = {"full": linear, "column": column, "row": row}
@@ -131,7 +126,8 @@ class TileEpilogue:
 
     def initial(self, e: VectorEmitter, tile: Tile) -> list[Lane | None]:
         if self.in_memory(tile):
-            e.fn.emit(f"alloca [{tile.rows * tile.vectors} x {e.type(tile.dtype)}], align 64", _TILE)
+            count = tile.rows * tile.vectors
+            e.fn.emit(f"alloca [{count} x {e.type(tile.dtype)}], align 64", _TILE)
         if self.bias is None:
             return [None] * tile.vectors
         return [
@@ -292,7 +288,7 @@ class Body:
 def contraction_of(node: Node, operands: Sequence[TensorType]) -> Contraction | None:
     """The contraction that a node computes, or None if its body is not one that tiles can finish.
 
-    ``node`` is a contraction itself or a ``fused`` node; ``operands`` are the types of its operands.
+    ``node`` is a contraction itself or a ``fused`` node, ``operands`` the types of its operands.
     """
     if node.op != "fused":
         bias = len(operands) - 1 if len(operands) == 3 else None

@@ -15,8 +15,8 @@ from ..ir.types import Dim, DType, Extent, numel
 from .brgemm import MicroKernels, Reduction, Tile, halving_rows, register_rows
 from .epilogue import TileEpilogue
 from .kernel import Kernel, TaskCount, symbol_for
-from .loops import Size, greatest, least, minus, plus, quotient, remainder, times
 from .packing import PanelSource, pack_function
+from .sizes import Size, greatest, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
 
@@ -303,7 +303,7 @@ class _GemmWriter:
     def _rows(
         self, where: _Place, b: str | None, k: Size, count: Size, width: int, epilogue: TileEpilogue
     ) -> None:
-        """Tiles over the rows of the run; without ``b`` nothing is added to what they start from."""
+        """Tiles over the rows of the run; without ``b`` they are what the epilogue starts from."""
         f, spec = self.f, self.spec
         vectors = -(-width // self.lanes)
         column = times(f, where.panel, spec.panel)

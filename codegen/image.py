@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..ir.types import DType, Extent, TensorType
-from .loops import Size, minus, plus, quotient, remainder, times
+from .sizes import Size, minus, plus, quotient, remainder, times
 from .text import Function
 
 
@@ -88,7 +88,7 @@ def gradient_axis(
     """An axis of a convolution's gradient with respect to its input of ``size`` pixels; ``out`` is
     the size of the output, whose gradient is read. The kernel is packed back to front.
 
-    Input i gets from output o the kernel element k with ``o * stride - padding + k * dilation = i``.
+    Input i meets output o in kernel element k if ``o * stride - padding + k * dilation = i``.
     """
     if stride > 1 and dilation > 1:
         # One phase on the gradient with stride - 1 zeros between its pixels.

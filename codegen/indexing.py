@@ -14,21 +14,25 @@ from ..ir.types import DType, Extent, bool_, int32, int64, numel
 from .emitter import VectorEmitter, memory_type, scalar_type
 from .kernel import Kernel, TaskCount
 from .loops import (
-    KernelWriter,
     Lanes,
     Position,
+    sweep,
+)
+from .sizes import (
     Size,
-    for_each_column_block,
     least,
     plus,
-    report_bad_index,
-    sweep,
     times,
     unravel,
-    vectors_per_block,
 )
 from .target import Target
 from .text import Function
+from .writer import (
+    KernelWriter,
+    for_each_column_block,
+    report_bad_index,
+    vectors_per_block,
+)
 
 INDEXING = ("embedding", "embedding_grad", "gather", "scatter_add_grad")
 

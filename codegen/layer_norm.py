@@ -12,21 +12,25 @@ from ..ir.types import DType, Extent, float32, float64, numel
 from .emitter import Lane, VectorEmitter, memory_type
 from .kernel import Kernel, TaskCount
 from .loops import (
-    KernelWriter,
     Lanes,
     Position,
     Row,
-    Size,
-    column_blocks,
-    in_column_block,
-    plus,
-    quotient,
     sums,
-    times,
-    vectors_per_block,
     widen,
 )
+from .sizes import (
+    Size,
+    plus,
+    quotient,
+    times,
+)
 from .target import Target
+from .writer import (
+    KernelWriter,
+    column_blocks,
+    in_column_block,
+    vectors_per_block,
+)
 
 LAYER_NORM = ("layer_norm", "layer_norm_grad")
 

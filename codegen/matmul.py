@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ..ir.graph import Graph, Node
-from ..ir.types import Dim, Extent, TensorType, numel
+from ..ir.types import Dim, TensorType, numel
 from .epilogue import Contraction, contraction_of
 from .gemm import Gemm, gemm_kernel
 from .kernel import Kernel
@@ -59,16 +57,11 @@ def _matmul(a: TensorType, b: TensorType, n: int, panel: int) -> Gemm | None:
     k, m = a.shape[-1], a.shape[-2]
     if isinstance(k, Dim):
         return None
-    if b.rank == 2 or all(d == 1 for d in b.shape[:-2]):
+    if b.rank <= a.rank and all(d == 1 for d in b.shape[:-2]):
         # One matrix for the whole batch: its rows are rows of one product.
-        if _same_leading(a.shape, b.shape):
-            return Gemm(a.dtype, numel(a.shape[:-1]), n, k, k, 1, "rows", panel)
+        return Gemm(a.dtype, numel(a.shape[:-1]), n, k, k, 1, "rows", panel)
     rank = max(a.rank, b.rank) - 2
     a_batch, b_batch = ((1,) * (rank + 2 - t.rank) + t.shape[:-2] for t in (a, b))
     batch = tuple(y if x == 1 else x for x, y in zip(a_batch, b_batch, strict=True))
     return Gemm(a.dtype, m, n, k, k, 1, "rows", panel, batch, a_batch, b_batch)
 
-
-def _same_leading(a: Sequence[Extent], b: Sequence[Extent]) -> bool:
-    """Whether the result has exactly A's leading extents."""
-    return len(b) <= len(a)

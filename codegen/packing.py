@@ -210,7 +210,9 @@ def transpose(e: VectorEmitter, rows: list[Lane]) -> list[Lane]:
     return rows
 
 
-def matrix_source(dtype: DType, rows: int, columns: int, panel: int, transposed: bool) -> PanelSource:
+def matrix_source(
+    dtype: DType, rows: int, columns: int, panel: int, transposed: bool
+) -> PanelSource:
     """Panels of a (rows, columns) matrix, which is in memory as (columns, rows) if transposed."""
     steps = (1, rows) if transposed else (columns, 1)
     return PanelSource(dtype, columns, panel, rows, *steps)

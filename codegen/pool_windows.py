@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .loops import Size, greatest, least, minus, plus, quotient, times
+from .sizes import (
+    Size,
+    greatest,
+    least,
+    minus,
+    plus,
+    quotient,
+    times,
+)
 from .text import Function
 
 

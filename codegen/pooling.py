@@ -19,20 +19,24 @@ from ..ir.types import DType, Extent, bool_, numel
 from .emitter import Lane, VectorEmitter, memory_type
 from .kernel import Kernel, TaskCount
 from .loops import (
-    KernelWriter,
     Lanes,
     Position,
-    Size,
-    column_blocks,
     greater,
-    in_column_block,
+)
+from .pool_windows import Adaptive, Axis, Window
+from .sizes import (
+    Size,
     minus,
     plus,
     times,
     unravel,
 )
-from .pool_windows import Adaptive, Axis, Window
 from .target import Target
+from .writer import (
+    KernelWriter,
+    column_blocks,
+    in_column_block,
+)
 
 POOLS = (
     "max_pool2d",

@@ -35,24 +35,28 @@ from .emitter import Lane, VectorEmitter, memory_type
 from .iteration import broadcast_strides, merged
 from .kernel import Kernel, TaskCount
 from .loops import (
-    KernelWriter,
     Lanes,
     Merge,
     Position,
-    Size,
     add_all,
     fold,
-    for_each_column_block,
     lane_indices,
-    plus,
     sums,
     sweep,
-    times,
-    unravel,
-    vectors_per_block,
     widen,
 )
+from .sizes import (
+    Size,
+    plus,
+    times,
+    unravel,
+)
 from .target import Target
+from .writer import (
+    KernelWriter,
+    for_each_column_block,
+    vectors_per_block,
+)
 
 SUMS = ("sum", "mean")
 ARGUMENTS = ("argmax", "argmin")

@@ -15,20 +15,24 @@ from ..ir.types import Dim, DType, Extent, float32, float64, numel
 from .emitter import Lane, VectorEmitter, memory_type
 from .kernel import Kernel, TaskCount
 from .loops import (
-    KernelWriter,
     Lanes,
     Position,
     Row,
-    Size,
-    for_each_column_block,
     greater,
     greater_all,
-    plus,
     sums,
     sweep,
+)
+from .sizes import (
+    Size,
+    plus,
     times,
 )
 from .target import Target
+from .writer import (
+    KernelWriter,
+    for_each_column_block,
+)
 
 SOFTMAX = ("softmax", "log_softmax", "softmax_grad", "log_softmax_grad")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from . import autograd, cuda, functions
+from . import autograd, cuda, dtypes, functions
 from .device import device
 from .dims import Size
-from .dispatch import apply, is_tensor, result_type
+from .dispatch import result_type
+from .dtypes import *  # noqa: F403
+from .functions import *  # noqa: F403
 from .grad_mode import (
     enable_grad,
     inference_mode,
@@ -27,23 +29,22 @@ from .random import (
 from .tensor import Tensor
 
 __all__ = [
+    *dtypes.__all__,
+    *functions.__all__,
     "Generator",
     "Size",
     "Tensor",
-    "apply",
     "autograd",
     "cuda",
     "default_generator",
     "device",
     "enable_grad",
-    "functions",
     "get_default_dtype",
     "get_rng_state",
     "inference_mode",
     "initial_seed",
     "is_grad_enabled",
     "is_inference_mode_enabled",
-    "is_tensor",
     "manual_seed",
     "no_grad",
     "promote_types",

@@ -229,8 +229,6 @@ def _run(name: str, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Any:
     outputs = [_wrap_result(name, r, inputs) for r in results]
     if record.grad is not None and is_grad_enabled() and any(t.requires_grad for t in inputs):
         connect(OpGradFn(record, attrs, inputs, outputs), outputs)
-        if name in VIEWS and outputs[0]._storage is inputs[0]._storage:
-            outputs[0]._storage.add_view(outputs[0])
     return tuple(outputs) if several else outputs[0]
 
 
@@ -239,6 +237,7 @@ def _wrap_result(name: str, array: np.ndarray, inputs: tuple[Tensor, ...]) -> Te
         source = inputs[0]
         if array is source._array or np.may_share_memory(array, source._array):
             view = wrap(array, source._storage)
+            source._storage.share(source, view)
             view._is_view = True
             return view
     elif any(array is t._array or array.base is t._array for t in inputs):

@@ -60,15 +60,11 @@ def _history_for(target: Tensor, value: Tensor) -> Tensor:
         raise RuntimeError(
             "a leaf Variable that requires grad is being used in an in-place operation."
         )
-    if target._is_view:
+    if target._storage.sharers(target):
         raise RuntimeError(
-            "an in-place operation on a view (or detached tensor) inside a recorded "
-            "computation is not supported; write y = y + 1 instead of y += 1, or clone() first"
-        )
-    if target.requires_grad and target._storage.live_views():
-        raise RuntimeError(
-            "an in-place operation on a tensor with views inside a recorded computation is "
-            "not supported; write y = y + 1 instead of y += 1"
+            "an in-place operation that is recorded for backward, on a tensor that shares memory "
+            "with another one (a view of it, or what it is a view of), is not supported; write "
+            "y = y + 1 instead of y += 1, or clone() the tensor first"
         )
     if value.requires_grad:
         return value

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..ir.types import dtype_of
-from . import comparison, elementwise, inplace, linalg, reductions, shaping
+from . import comparison, creation, elementwise, inplace, linalg, reductions, shaping
 from .dispatch import cast
 
 if TYPE_CHECKING:
@@ -205,6 +205,22 @@ class Methods:
     char = _to("i8")
     byte = _to("u8")
     bool = _to("bool")
+
+    def new_tensor(self: Any, data: Any, **options: Any) -> Tensor:
+        """``nw.tensor(data)`` with this tensor's dtype unless one is given."""
+        return creation.tensor(data, **{"dtype": self.dtype, **options})
+
+    def new_zeros(self: Any, *size: Any, **options: Any) -> Tensor:
+        """``nw.zeros`` with this tensor's dtype unless one is given."""
+        return creation.zeros(*size, **{"dtype": self.dtype, **options})
+
+    def new_ones(self: Any, *size: Any, **options: Any) -> Tensor:
+        """``nw.ones`` with this tensor's dtype unless one is given."""
+        return creation.ones(*size, **{"dtype": self.dtype, **options})
+
+    def new_full(self: Any, size: Any, fill_value: Any, **options: Any) -> Tensor:
+        """``nw.full`` with this tensor's dtype unless one is given."""
+        return creation.full(size, fill_value, **{"dtype": self.dtype, **options})
 
     def where(self, condition: Any, other: Any) -> Tensor:
         """``self`` where the condition holds, else ``other``."""

@@ -372,8 +372,8 @@ def unbind(input: Any, dim: int = 0) -> tuple[Tensor, ...]:
     size = input.shape[d]
     if isinstance(size, Dim):
         raise BatchSpecializationError(
-            f"unbind or iteration over dimension {d}: its size is the symbolic batch {size}, so the number "
-            "of results is unknown; operate on the whole tensor"
+            f"unbind or iteration over dimension {d}: its size is the symbolic batch {size}, so "
+            "the number of results is unknown; operate on the whole tensor"
         )
     return tuple(select(input, d, i) for i in range(size))
 

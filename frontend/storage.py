@@ -16,18 +16,25 @@ class Storage:
     exported: a numpy array outside aliases the memory, so writes may go uncounted.
     """
 
-    __slots__ = ("__weakref__", "_views", "exported", "version")
+    __slots__ = ("__weakref__", "_limit", "_sharers", "exported", "version")
 
     def __init__(self, exported: bool = False) -> None:
         self.version = 0
         self.exported = exported
-        self._views: list[weakref.ref[Tensor]] = []
+        self._sharers: list[weakref.ref[Tensor]] = []
+        self._limit = 8
 
-    def add_view(self, view: Tensor) -> None:
-        """Remembers a view that autograd has recorded."""
-        self._views = [r for r in self._views if r() is not None]
-        self._views.append(weakref.ref(view))
+    def share(self, base: Tensor, view: Tensor) -> None:
+        """Remembers that ``view`` is a view of ``base`` (weakly)."""
+        if len(self._sharers) >= self._limit:
+            # Rarely, so that making many views takes linear time.
+            self._sharers = [r for r in self._sharers if r() is not None]
+            self._limit = 2 * len(self._sharers) + 8
+        if not self._sharers or not base._is_view:
+            self._sharers.append(weakref.ref(base))
+        self._sharers.append(weakref.ref(view))
 
-    def live_views(self) -> list[Tensor]:
-        """The recorded views that still exist (a clone has moved to memory of its own)."""
-        return [v for r in self._views if (v := r()) is not None and v._storage is self]
+    def sharers(self, tensor: Tensor) -> list[Tensor]:
+        """The other tensors that exist and see what is written into ``tensor``."""
+        found = [r() for r in self._sharers]
+        return [t for t in found if t is not None and t is not tensor and t._storage is self]

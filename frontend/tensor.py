@@ -28,6 +28,7 @@ from . import (
     shaping,
     tensor_text,
 )
+from .changes import structure
 from .device import CPU, check_device, device
 from .dims import Size, dim_index
 from .grad_fn import GradFn
@@ -130,6 +131,11 @@ class Tensor(Operators, Methods):
         """Always the CPU."""
         return CPU
 
+    @property
+    def is_cuda(self) -> bool:
+        """Always False."""
+        return False
+
     def size(self, dim: int | None = None) -> Any:
         """The shape, or the size of one dimension."""
         if dim is None:
@@ -214,6 +220,7 @@ class Tensor(Operators, Methods):
                 "var_no_grad = var.detach()."
             )
         self._requires_grad = bool(value)
+        structure.bump()
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Sets ``requires_grad``; returns the tensor."""
@@ -301,9 +308,7 @@ class Tensor(Operators, Methods):
         if self._traced:
             found: Tensor = dispatch.apply("detach", self)
             return found
-        made = dispatch.wrap(self._array, self._storage)
-        made._is_view = True
-        return made
+        return dispatch.wrap(self._array, self._storage)
 
     def detach_(self) -> Tensor:
         """Forgets this tensor's history."""

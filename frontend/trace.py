@@ -96,13 +96,6 @@ def trace(
     return Traced(tracer.graph, paths, refs, tracer.used_state, tracer.streams)
 
 
-def batch_dims(tensors: list[Any]) -> list[bool]:
-    """Which of the arguments have the batch as their leading dimension: those whose leading
-    extent equals the first argument's."""
-    lead = _batch_extent(tensors)
-    return [lead is not None and len(t.shape) > 0 and t.shape[0] == lead for t in tensors]
-
-
 def is_symbolic_leaf(value: Any) -> bool:
     """Whether an argument becomes an input of the graph."""
     return isinstance(value, Tensor)

@@ -47,6 +47,8 @@ _HOME = {
     "to_svg": "draw",
 }
 
+__all__ = ["verify", *_HOME]
+
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:

@@ -7,16 +7,16 @@ is a graph whose types are right.
 from __future__ import annotations
 
 import base64
-import json
 import math
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from ..errors import NetwrightError, ParseError
+from ..errors import NetwrightError
 from .graph import NOWHERE, Graph, Node, Source, Value
 from .graph import Attrs as NodeAttrs
+from .tokens import Token, Tokens
 from .types import DTYPES, Dim, DType, Extent, TensorType, dtype_of
 from .verify import NAMED_SOURCES, checked_types
 
@@ -32,24 +32,6 @@ _LITERALS: dict[str, Any] = {
     "inf": math.inf,
     "N": Dim(1),
 }
-_TOKEN = re.compile(
-    r"""(?P<space>\s+|//[^\n]*)
-      |(?P<value>%(?:[^\W\d]\w*|"(?:[^"\\\n]|\\.)*")(?:\#[0-9]+)?)
-      |(?P<string>"(?:[^"\\\n]|\\.)*")
-      |(?P<dim>-?[0-9]+N(?!\w))
-      |(?P<number>-?(?:inf|0x[0-9a-fA-F]+|[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)(?![\w.]))
-      |(?P<word>[^\W\d]\w*)
-      |(?P<sign>[{}()\[\]:,=@])""",
-    re.VERBOSE,
-)
-# ``inf`` without a sign is a word, so that a graph may have that name.
-_UNSIGNED_INFINITY = "inf"
-
-
-class _Token(NamedTuple):
-    kind: str
-    text: str
-    start: int
 
 
 def parse(text: str) -> Graph:
@@ -64,94 +46,7 @@ def parse(text: str) -> Graph:
     return graph
 
 
-class _Parser:
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.tokens = self._tokenize()
-        self.at = 0
-
-    # -- tokens -----------------------------------------------------------------------------
-
-    def _tokenize(self) -> list[_Token]:
-        tokens: list[_Token] = []
-        start = 0
-        while start < len(self.text):
-            match = _TOKEN.match(self.text, start)
-            if match is None:
-                raise self.error("this is no part of the language", start)
-            kind, text = str(match.lastgroup), match.group()
-            if kind != "space":
-                word = text == _UNSIGNED_INFINITY
-                tokens.append(_Token("word" if word else kind, text, start))
-            start = match.end()
-        return [*tokens, _Token("end", "", len(self.text))]
-
-    @property
-    def next(self) -> _Token:
-        return self.tokens[self.at]
-
-    def error(self, message: str, start: int) -> ParseError:
-        """The error with its place: at most 100 characters of the line and a caret below."""
-        begin = self.text.rfind("\n", 0, start) + 1
-        end = self.text.find("\n", start)
-        whole = self.text[begin : end if end >= 0 else len(self.text)].replace("\t", " ")
-        line, column = self.text.count("\n", 0, start) + 1, start - begin
-        first = max(0, column - 60)
-        shown = whole[first : first + 100]
-        return ParseError(
-            f"line {line}, column {column + 1}: {message}\n  {shown}\n  {' ' * (column - first)}^"
-        )
-
-    def expected(self, what: str) -> ParseError:
-        token = self.next
-        if token.kind == "end":
-            found = "the end of the text"
-        else:
-            found = token.text if len(token.text) <= 40 else token.text[:37] + "..."
-        return self.error(f"expected {what}, found {found}", token.start)
-
-    def take(self, kind: str, what: str) -> _Token:
-        if self.next.kind != kind:
-            raise self.expected(what)
-        self.at += 1
-        return self.tokens[self.at - 1]
-
-    def accept(self, text: str) -> bool:
-        """Whether the next token is this sign or word, which is then taken."""
-        found = self.next.kind in ("sign", "word") and self.next.text == text
-        self.at += found
-        return found
-
-    def expect(self, text: str, what: str = "") -> None:
-        if not self.accept(text):
-            raise self.expected(what or f"'{text}'")
-
-    def string(self, what: str) -> str:
-        return self._unquote(self.take("string", what))
-
-    def _unquote(self, token: _Token, skip: int = 0) -> str:
-        try:
-            return json.loads(token.text[skip:])
-        except ValueError as error:
-            raise self.error(f"bad string: {error}", token.start) from None
-
-    def name(self, what: str) -> str:
-        if self.next.kind == "string":
-            return self.string(what)
-        return self.take("word", what).text
-
-    def integer(self, what: str) -> int:
-        token = self.take("number", what)
-        if not re.fullmatch(r"-?[0-9]+", token.text):
-            raise self.error(f"expected {what}, found {token.text}", token.start)
-        return self._int(token, token.text)
-
-    def _int(self, token: _Token, digits: str) -> int:
-        try:
-            return int(digits)
-        except ValueError as error:  # Python limits the number of digits
-            raise self.error(str(error), token.start) from None
-
+class _Parser(Tokens):
     # -- graphs -----------------------------------------------------------------------------
 
     def graph(self, depth: int) -> Graph:
@@ -184,8 +79,8 @@ class _Parser:
         if not text or index.endswith('"'):  # no index: the mark is absent or inside the name
             text, index = token.text, "0"
         quoted = text.startswith('%"')
-        name = self._unquote(token._replace(text=text), 1) if quoted else text[1:]
-        return Value(name, self._int(token, index)), token.start
+        name = self.unquote(token._replace(text=text), 1) if quoted else text[1:]
+        return Value(name, self.to_int(token, index)), token.start
 
     def operand(self, graph: Graph) -> Value:
         value, start = self.value("a value (%name)")
@@ -273,7 +168,7 @@ class _Parser:
             raise self.expected(what)
         if self.next.kind == "dim":
             token = self.take("dim", what)
-            return Dim(self._int(token, token.text[:-1]))
+            return Dim(self.to_int(token, token.text[:-1]))
         return self.integer(what)
 
     # -- attributes -------------------------------------------------------------------------
@@ -306,11 +201,11 @@ class _Parser:
             return self.string("a string")
         if token.kind == "dim":
             self.at += 1
-            return Dim(self._int(token, token.text[:-1]))
+            return Dim(self.to_int(token, token.text[:-1]))
         if token.kind == "number":
             self.at += 1
             if re.fullmatch(r"-?[0-9]+", token.text):
-                return self._int(token, token.text)
+                return self.to_int(token, token.text)
             if "x" in token.text:
                 raise self.error("bits (0x..) stand in arrays only", token.start)
             return float(token.text)
@@ -406,12 +301,12 @@ class _Parser:
             return self._float_bytes(dtype, token)
         if not re.fullmatch(r"-?[0-9]+", text):
             raise self.error(f"expected an integer ({dtype.name}), found {text}", token.start)
-        number, limits = self._int(token, text), np.iinfo(dtype.np)
+        number, limits = self.to_int(token, text), np.iinfo(dtype.np)
         if not limits.min <= number <= limits.max:
             raise self.error(f"{number} does not fit {dtype.name}", token.start)
         return np.array(number, dtype.np).tobytes()
 
-    def _float_bytes(self, dtype: DType, token: _Token) -> bytes:
+    def _float_bytes(self, dtype: DType, token: Token) -> bytes:
         if token.text.startswith("0x"):
             if len(token.text) != 2 + 2 * dtype.itemsize:
                 raise self.error(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from .graph import Graph, Node, Value
+from .graph import Attrs, Graph, Node
 from .text import format_attr
-from .types import TensorType, extent_at, numel, shape_text
+from .types import Dim, shape_at, shape_text
 
 _WIDTH = 48
 
@@ -18,7 +19,7 @@ def table(graph: Graph) -> str:
 
     Bodies of regions are indented below their node. Long cells are cut.
     """
-    rows = [("name", "op", "type", "operands", "attributes", "source")]
+    rows: list[tuple[str, ...]] = [("name", "op", "type", "operands", "attributes", "source")]
     rows += list(_table_rows(graph, ""))
     for what, results in (("output", graph.outputs), ("update", graph.updates)):
         for name, value in results.items():
@@ -47,7 +48,7 @@ class Layer:
     """What a module contributes to a graph.
 
     path: the module's path ('' for the model itself); ops: names of its operators in order;
-    shape: of its last result at the given batch size; parameters: number of elements that its own
+    shape: of its result at the given batch size; parameters: number of elements that its own
     parameters hold; flops: see ``flops``.
     """
 
@@ -62,37 +63,41 @@ def layers(graph: Graph, n: int = 1) -> list[Layer]:
     """The modules of a graph in the order in which they are used, for batch size ``n``.
 
     A fused kernel counts for the modules of the operators in its body. A shared parameter counts
-    once, for the module of its path.
+    once, for the module of its path. A module's shape is that of its last operator in the forward
+    computation from the inputs; preparing weights, gradients and updates come after it.
     """
     found: dict[str, Layer] = {}
-
-    def layer(path: str) -> Layer:
-        return found.setdefault(path, Layer(path))
-
-    for owner, node in _operations(graph):
-        at = layer(node.source.module)
-        if node.op not in at.ops:
-            at.ops.append(node.op)
-        at.shape = node.type.at(n).shape if node.types else at.shape
-        at.flops += _flops_of(owner, node, n)
+    forward: set[str] = set()
+    # A stable sort: what lies on the way from the inputs to the outputs decides order and shape.
+    for operation in sorted(_operations(graph), key=lambda o: not o.forward):
+        node, path = operation.node, operation.node.source.module
+        layer = found.setdefault(path, Layer(path))
+        if node.op not in layer.ops:
+            layer.ops.append(node.op)
+        if operation.forward or path not in forward:
+            layer.shape = shape_at(node.type.shape, n)
+        if operation.forward:
+            forward.add(path)
+        layer.flops += _flops_of(operation, n)
     for node in graph.sources("parameter"):
         path = node.attrs["path"].rpartition(".")[0]
-        layer(path).parameters += extent_at(node.type.size, n)
+        layer = found.setdefault(path, Layer(path))
+        layer.parameters += math.prod(shape_at(node.type.shape, n))
     return list(found.values())
 
 
 def flops(graph: Graph, n: int = 1) -> int:
     """Floating-point operations of the contractions at batch size ``n``.
 
-    A multiply-add is 2 operations. Convolutions (also their padding), linear layers, matrix products
-    and the gradients of these count, packed and inside fused kernels, too; biases and all other
-    operators do not, as is the custom.
+    A multiply-add is 2 operations. Convolutions (also their padding), linear layers, matrix
+    products and the gradients of these count, packed and inside fused kernels, too; biases and all
+    other operators do not, as is the custom.
     """
-    return sum(_flops_of(owner, node, n) for owner, node in _operations(graph))
+    return sum(_flops_of(operation, n) for operation in _operations(graph))
 
 
 def summary(graph: Graph, n: int = 1) -> str:
-    """A table of the modules: operators, output shape, parameters, FLOPs (see ``flops``); totals."""
+    """A table of the modules: operators, output shape, parameters, FLOPs (``flops``); totals."""
     found = layers(graph, n)
     rows = [("layer", "operators", "output shape", "parameters", "FLOPs")]
     for layer in found:
@@ -107,13 +112,15 @@ def summary(graph: Graph, n: int = 1) -> str:
         )
     lines = _aligned(rows, right=(3, 4)).split("\n")
     rule = "-" * max(len(line) for line in lines)
-    state = graph.sources("parameter")
-    size = sum(extent_at(p.type.size, n) * p.type.dtype.itemsize for p in state)
+    size = sum(
+        math.prod(shape_at(p.type.shape, n)) * p.type.dtype.itemsize
+        for p in graph.sources("parameter")
+    )
     total = sum(layer.parameters for layer in found)
     work = sum(layer.flops for layer in found)
     return "\n".join(
         [
-            f"{graph.name}, batch size {n}",
+            graph.name + (f", batch size {n}" if _is_symbolic(graph) else ""),
             lines[0],
             rule,
             *lines[1:],
@@ -131,14 +138,41 @@ def _scaled(work: int) -> str:
     return f"{work} FLOP"
 
 
-def _operations(graph: Graph) -> Iterator[tuple[Graph, Node]]:
-    """The nodes that compute, those in bodies instead of the regions, with their graph."""
+def _is_symbolic(graph: Graph) -> bool:
+    return any(isinstance(d, Dim) for n in graph.sources("input") for d in n.type.shape)
+
+
+class _Operation(NamedTuple):
+    """A node that computes, its graph, and whether it is part of the forward computation."""
+
+    graph: Graph
+    node: Node
+    forward: bool
+
+
+def _operations(graph: Graph, inside_forward: bool = True) -> Iterator[_Operation]:
+    """The nodes that compute; those in bodies instead of the regions."""
+    on_the_way = _forward_nodes(graph) if inside_forward else set()
     for node in graph.nodes:
+        forward = node.name in on_the_way
         bodies = _bodies(node)
-        if node.operands and not bodies:
-            yield graph, node
+        if node.operands and node.types and not bodies:
+            yield _Operation(graph, node, forward)
         for body in bodies:
-            yield from _operations(body)
+            yield from _operations(body, forward)
+
+
+def _forward_nodes(graph: Graph) -> set[str]:
+    """Nodes that depend on an input and on which an output depends, gradients excluded."""
+    fed: set[str] = set()
+    for node in graph.nodes:
+        if node.op == "input" or any(v.node in fed for v in node.operands):
+            fed.add(node.name)
+    needed = {v.node for name, v in graph.outputs.items() if not name.startswith("grad:")}
+    for node in reversed(graph.nodes):
+        if node.name in needed:
+            needed.update(v.node for v in node.operands)
+    return fed & needed
 
 
 def _bodies(node: Node) -> list[Graph]:
@@ -147,55 +181,50 @@ def _bodies(node: Node) -> list[Graph]:
 
 # -- floating-point operations --------------------------------------------------------------------
 
+_Sizes = tuple[int, ...]
 
-def _flops_of(graph: Graph, node: Node, n: int) -> int:
+
+def _flops_of(operation: _Operation, n: int) -> int:
+    graph, node, _ = operation
     rule = _MULTIPLY_ADDS.get(node.op)
-    return 2 * rule(node, [graph.type(v).at(n) for v in node.operands], n) if rule else 0
+    if rule is None:
+        return 0
+    operands = [shape_at(graph.type(v).shape, n) for v in node.operands]
+    return 2 * rule(node.attrs, shape_at(node.type.shape, n), operands)
 
 
-def _count(kind: TensorType) -> int:
-    return extent_at(numel(kind.shape), 1)
-
-
-def _number(extent: object) -> int:
-    return extent if isinstance(extent, int) else 1
-
-
-def _per_feature(node: Node, operands: Sequence[TensorType], n: int) -> int:
+def _per_feature(attrs: Attrs, out: _Sizes, operands: Sequence[_Sizes]) -> int:
     """linear(x, ..) and matmul(a, ..): each element of the result sums over the last dimension."""
-    return _count(node.type.at(n)) * _number(operands[0].shape[-1])
+    return math.prod(out) * operands[0][-1]
 
 
-def _linear_grad_weight(node: Node, operands: Sequence[TensorType], n: int) -> int:
-    return _count(operands[0]) * _number(operands[1].shape[-1])
+def _linear_grad_weight(attrs: Attrs, out: _Sizes, operands: Sequence[_Sizes]) -> int:
+    return math.prod(operands[0]) * operands[1][-1]
 
 
-def _conv2d(node: Node, operands: Sequence[TensorType], n: int) -> int:
-    return _count(node.type.at(n)) * _count(operands[1]) // max(_number(operands[1].shape[0]), 1)
+def _conv2d(attrs: Attrs, out: _Sizes, operands: Sequence[_Sizes]) -> int:
+    return math.prod(out) * math.prod(operands[1][1:])
 
 
-def _conv2d_packed(node: Node, operands: Sequence[TensorType], n: int) -> int:
-    attrs = node.attrs
-    channels = _number(operands[0].shape[3 if attrs["layout"] == "NHWC" else 1])
-    taps = math.prod(attrs["kernel_size"])
-    return _count(node.type.at(n)) * (channels // attrs["groups"]) * taps
+def _conv2d_packed(attrs: Attrs, out: _Sizes, operands: Sequence[_Sizes]) -> int:
+    channels = operands[0][3 if attrs["layout"] == "NHWC" else 1]
+    return math.prod(out) * (channels // attrs["groups"]) * math.prod(attrs["kernel_size"])
 
 
-def _conv2d_grad_input(node: Node, operands: Sequence[TensorType], n: int) -> int:
-    return _count(operands[0]) * _count(operands[1]) // max(_number(operands[1].shape[0]), 1)
+def _conv2d_grad_input(attrs: Attrs, out: _Sizes, operands: Sequence[_Sizes]) -> int:
+    return math.prod(operands[0]) * math.prod(operands[1][1:])
 
 
-def _conv2d_grad_input_packed(node: Node, operands: Sequence[TensorType], n: int) -> int:
-    attrs = node.attrs
-    taps = math.prod(attrs["kernel_size"])
-    return _count(operands[0]) * (attrs["in_channels"] // attrs["groups"]) * taps
+def _conv2d_grad_input_packed(attrs: Attrs, out: _Sizes, operands: Sequence[_Sizes]) -> int:
+    channels = attrs["in_channels"] // attrs["groups"]
+    return math.prod(operands[0]) * channels * math.prod(attrs["kernel_size"])
 
 
-def _conv2d_grad_weight(node: Node, operands: Sequence[TensorType], n: int) -> int:
-    return _count(operands[0]) * math.prod(_number(d) for d in node.type.shape[1:])
+def _conv2d_grad_weight(attrs: Attrs, out: _Sizes, operands: Sequence[_Sizes]) -> int:
+    return math.prod(operands[0]) * math.prod(out[1:])
 
 
-_MULTIPLY_ADDS: dict[str, Callable[[Node, Sequence[TensorType], int], int]] = {
+_MULTIPLY_ADDS: dict[str, Callable[[Attrs, _Sizes, Sequence[_Sizes]], int]] = {
     "linear": _per_feature,
     "linear_packed": _per_feature,
     "matmul": _per_feature,

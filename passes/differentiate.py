@@ -5,17 +5,21 @@ Before::
     %x: f32[N,4] = input {path="x"}
     %w: f32[2,4] = parameter {path="weight"}
     %y: f32[N,2] = linear(%x, %w)
-    %loss: f32[] = mean(%y) {dims=(0,1)}
+    %loss: f32[] = mean(%y) {dims=(0,1), keepdim=False}
+    output "loss" = %loss
 
 After ``differentiate(graph, {"weight"}, loss="loss")``, in addition::
 
-    %one: f32[] = constant {value=1.0}
+    %seed: f32[] = constant {value=1.0}
     ...
     %dw: f32[2,4] = linear_grad_weight(%dy, %x)
     output "grad:weight" = %dw
 
-Skips: nodes that no requested gradient passes through; operators without a gradient rule
-(comparisons, argmax, casts to integers); values that are not floating point.
+A ``detach`` has done its work afterwards and is gone.
+
+Skips: nodes that no requested gradient passes through; operators whose results have no derivative
+(comparisons, argmax, casts to integers); values that are not floating point. A gradient that
+reaches an operator without a gradient rule is an UnsupportedError, never a silent zero.
 """
 
 from __future__ import annotations
@@ -42,47 +46,46 @@ def differentiate(graph: Graph, wrt: Collection[str], loss: str | None = None) -
     """
     new = graph.copy()
     builder = GraphBuilder(new)
-    roots = [
-        n for n in new.nodes if n.op in ("parameter", "input") and n.attrs["path"] in wrt
-    ]
+    roots = [n for n in new.nodes if n.op in ("parameter", "input") and n.attrs["path"] in wrt]
     active = _active(new, roots)
-    adjoints: dict[Value, Value] = _seeds(new, builder, loss, active)
+    adjoints = _seeds(new, loss, active, builder)
     for node in reversed(graph.nodes):
         grads = [adjoints.get(v) for v in node.values]
         if node.name not in active or not node.operands or all(g is None for g in grads):
             continue
         builder.source = node.source
-        for operand, grad in zip(node.operands, _gradients(builder, node, grads, active),
-                                 strict=True):
-            if grad is None:
-                continue
-            known = adjoints.get(operand)
-            adjoints[operand] = grad if known is None else builder.add(known, grad)
+        found = _gradients(builder, node, grads, active)
+        for operand, grad in zip(node.operands, found, strict=True):
+            if grad is not None:
+                known = adjoints.get(operand)
+                adjoints[operand] = grad if known is None else builder.add(known, grad)
     for root in roots:
         if root.value in adjoints:
             new.outputs[GRAD + root.attrs["path"]] = adjoints[root.value]
+    _drop_detach(new)
     return new
 
 
 def _active(graph: Graph, roots: list[Node]) -> set[str]:
-    """Names of the nodes through which a gradient can reach one of the roots."""
+    """Names of the floating-point nodes through which a gradient can reach one of the roots."""
     active = {r.name for r in roots}
     for node in graph.nodes:
-        if any(v.node in active for v in node.operands) and get(node.op).grad is not None:
+        if any(v.node in active for v in node.operands) and any(
+            t.dtype.is_float for t in node.types
+        ):
             active.add(node.name)
     return active
 
 
 def _seeds(
-    graph: Graph, builder: GraphBuilder, loss: str | None, active: set[str]
+    graph: Graph, loss: str | None, active: set[str], builder: GraphBuilder
 ) -> dict[Value, Value]:
     if loss is not None:
-        value = graph.outputs[loss]
+        value = _loss_value(graph, loss)
+        if value.node not in active:
+            return {}
         kind = graph.type(value)
-        if kind.shape or not kind.dtype.is_float:
-            raise UnsupportedError(f"the loss must be a floating-point scalar, it is {kind}")
-        seed = graph.add("constant", name="seed", value=np.ones((), kind.dtype.np))
-        return {value: seed}
+        return {value: graph.add("constant", name="seed", value=np.ones((), kind.dtype.np))}
     seeds: dict[Value, Value] = {}
     for name, value in list(graph.outputs.items()):
         kind = graph.type(value)
@@ -93,12 +96,37 @@ def _seeds(
     return seeds
 
 
+def _loss_value(graph: Graph, loss: str) -> Value:
+    if loss not in graph.outputs:
+        raise UnsupportedError(
+            f"differentiate: the graph has no output {loss!r}; its outputs are "
+            f"{', '.join(map(repr, graph.outputs))}"
+        )
+    kind = graph.type(graph.outputs[loss])
+    if kind.shape or not kind.dtype.is_float:
+        raise UnsupportedError(f"the loss must be a floating-point scalar, it is {kind}")
+    return graph.outputs[loss]
+
+
 def _gradients(
     builder: GraphBuilder, node: Node, grads: list[Value | None], active: set[str]
 ) -> list[Value | None]:
+    if get(node.op).grad is None:
+        where = f" [{node.source}]" if str(node.source) else ""
+        raise UnsupportedError(
+            f"differentiate: %{node.name} = {node.op} has no gradient rule{where}; a gradient "
+            "through it was requested. Detach its operand, or differentiate before this stage"
+        )
     types = [builder.type(v) for v in node.operands]
     needs = tuple(
         v.node in active and t.dtype.is_float for v, t in zip(node.operands, types, strict=True)
     )
     ctx = GradContext(node.operands, node.values, dict(node.attrs), needs)
     return input_gradients(builder, get(node.op), ctx, grads)
+
+
+def _drop_detach(graph: Graph) -> None:
+    for node in graph.nodes:
+        if node.op == "detach":
+            graph.replace_uses(node.value, graph.node(node.name).operands[0])
+            graph.erase(node.name)

@@ -11,7 +11,9 @@ After::
     %b: f32[N,4] = exp(%x)
     output "out" = %b
 
-Skips: inputs, which are the graph's signature.
+Code: D101.
+
+Skips: inputs, which are the graph's signature; what only an update of state needs.
 """
 
 from __future__ import annotations

@@ -9,86 +9,130 @@ Before (inference)::
 
 After::
 
-    %scale: f32[16] = mul(%gamma, rsqrt(add(%var, eps)))
-    %wf = mul(%w, reshape(%scale))        -- functions of parameters only: the runtime computes
-    %bf = add(%beta, mul(sub(%b, %mean), %scale))  -- them once and again when a parameter changes
-    %y: f32[N,16,8,8] = fused(%x, %wf, %bf, %shortcut) {kind="contraction"} { conv2d, add, relu }
+    %c_scale = mul(%gamma, rsqrt(add(%var, eps)))
+    %c_weight = mul(%w, reshape(%c_scale))            -- functions of state only: the runtime makes
+    %c_bias = add(%beta, mul(sub(%b, %mean), %c_scale))   them again when a parameter changes
+    %c: f32[N,16,8,8] = fused(%x, %c_weight, %c_bias, %shortcut) {kind="contraction"}
+        { conv2d, add, relu }
+
+F001 says that BatchNorm was folded, F002 that an epilogue was formed. The epilogue is the largest
+set of elementwise operators behind the convolution that has one result (x * sigmoid(x), too).
 
 Training keeps batch_norm_train: its statistics are of the batch, so nothing can be folded; the
 activation and the residual add still fuse into loops.
 
 Skips: F101 the convolution's result has a second consumer or is a graph result; F102 BatchNorm in
-training mode; F103 the weight is not a function of parameters alone; F104 an epilogue operand
-depends on the convolution or does not fit its shape.
+training mode; F103 the weight, the bias or BatchNorm's operands are not functions of state alone;
+F104 an epilogue operand does not fit the shape (or is a batch-dependent count); F105 BatchNorm over
+another dimension than the channels of the convolution. A residual that depends on the convolution
+is a second consumer (F101).
 """
 
 from __future__ import annotations
 
-from ..ir.builder import GraphBuilder
+import numpy as np
+
 from ..ir.graph import Graph, Node, Value
 from ..ir.ops.record import get
-from .region import build_region
-from .rewriting import Ledger, erase_dead
+from ..ir.types import bool_
+from .region import Group, build_regions, is_immediate
+from .rewriting import Ledger, add_like, rebuild
+from .state import state_only
 
 NAME = "fuse_conv_bn_relu"
 ANCHORS = ("conv2d", "linear")
-STATE_OPS = ("parameter", "buffer", "constant")
+MAX_EPILOGUE = 32
 
 
 def fuse_conv_bn_relu(graph: Graph, ledger: Ledger | None = None) -> Graph:
     """The graph with BatchNorm folded and epilogues grouped."""
     ledger = ledger if ledger is not None else Ledger()
-    new = graph.copy()
-    for node in graph.nodes:
-        if node.op == "batch_norm":
-            _fold(new, node, ledger)
-        elif node.op == "batch_norm_train" and graph.node(node.operands[0]).op in ANCHORS:
-            ledger.declined(NAME, "F102", node, "BatchNorm in training mode is not folded")
-    erase_dead(new)
-    return _group_epilogues(new, ledger)
+    while True:
+        folds = _find_folds(graph, ledger)
+        if not folds:
+            return _group_epilogues(graph, ledger)
+        graph = _fold(graph, folds)  # a BatchNorm behind a folded one is next
 
 
-def state_only(graph: Graph) -> set[str]:
-    """Names of the nodes that are functions of parameters, buffers and constants alone."""
-    found: set[str] = set()
-    for node in graph.nodes:
-        if node.op in STATE_OPS or (
-            node.operands and all(v.node in found for v in node.operands)
-        ):
-            found.add(node.name)
-    return found
+# -- folding BatchNorm ----------------------------------------------------------------------------
 
 
-def _fold(graph: Graph, norm: Node, ledger: Ledger) -> None:
-    anchor = graph.node(graph.node(norm.name).operands[0])
-    if anchor.op not in ANCHORS:
-        return
+def _find_folds(graph: Graph, ledger: Ledger) -> dict[str, Node]:
+    """The convolution (or linear) of every batch_norm that can be folded, by its name."""
+    state = state_only(graph)
+    folds: dict[str, Node] = {}
+    for norm in graph.nodes:
+        if norm.op not in ("batch_norm", "batch_norm_train"):
+            continue
+        anchor = graph.node(norm.operands[0])
+        if anchor.op not in ANCHORS:
+            continue
+        obstacle = _obstacle(graph, norm, anchor, state)
+        if obstacle is None:
+            folds[norm.name] = anchor
+            ledger.did(NAME, "F001", norm, f"BatchNorm folded into %{anchor.name}")
+        else:
+            ledger.declined(NAME, obstacle[0], norm, obstacle[1])
+    return folds
+
+
+def _obstacle(
+    graph: Graph, norm: Node, anchor: Node, state: set[str]
+) -> tuple[str, str] | None:
+    """Code and reason why a BatchNorm cannot be folded into the operator before it."""
+    if norm.op == "batch_norm_train":
+        return "F102", "BatchNorm in training mode is not folded"
     if graph.use_count(anchor.value) > 1:
         others = [u.name for u in graph.users(anchor.value) if u.name != norm.name]
         blocking = ", ".join("%" + n for n in others) or "the graph's results"
-        ledger.declined(NAME, "F101", norm, f"%{anchor.name} is also used by {blocking}")
-        return
-    state = state_only(graph)
-    if any(v.node not in state for v in anchor.operands[1:]):
-        ledger.declined(NAME, "F103", norm, f"the weight of %{anchor.name} is no parameter")
-        return
+        return "F101", f"%{anchor.name} is also used by {blocking}"
+    changing = [v for v in (*anchor.operands[1:], *norm.operands[1:]) if v.node not in state]
+    if changing:
+        return "F103", f"{changing[0]} is computed from the input or changes in the graph"
     if norm.attrs["channel_dim"] != _channel_dim(anchor):
-        ledger.declined(NAME, "F104", norm, "BatchNorm is over another dimension")
-        return
-    x, w, *rest = anchor.operands
-    _, gamma, beta, mean, var = graph.node(norm.name).operands
-    b = GraphBuilder(graph, norm.source)
-    scale = b.mul(gamma, b.rsqrt(b.add(var, norm.attrs["eps"])))
-    w_type = graph.type(w)
-    column = b.op("reshape", scale, shape=(w_type.shape[0],) + (1,) * (w_type.rank - 1))
-    folded = b.mul(w, column)
-    shift = b.sub(rest[0], mean) if rest else b.neg(mean)
-    bias = b.add(beta, b.mul(shift, scale))
-    result = graph.add(
-        anchor.op, x, folded, bias, name=anchor.name, source=anchor.source, **anchor.attrs
+        return "F105", f"BatchNorm is not over the channels of %{anchor.name}"
+    return None
+
+
+def _fold(graph: Graph, folds: dict[str, Node]) -> Graph:
+    anchors = {a.name for a in folds.values()}
+    parts: dict[str, list[Value]] = {}
+
+    def emit(new: Graph, node: Node, operands: list[Value]) -> tuple[Value, ...] | None:
+        if node.name in anchors:
+            parts[node.name] = operands
+            return (operands[0],)  # only the BatchNorm sees it, and does not use it
+        if node.name not in folds:
+            return None
+        anchor = folds[node.name]
+        x, *state = parts[anchor.name]
+        weight, bias = _folded_state(new, node, anchor, state, operands[1:])
+        return add_like(new, anchor, anchor.op, [x, weight, bias], **anchor.attrs)
+
+    return rebuild(graph, emit)
+
+
+def _folded_state(
+    new: Graph, norm: Node, anchor: Node, state: list[Value], statistics: list[Value]
+) -> tuple[Value, Value]:
+    """``w scale`` and ``beta + (b - mean) scale`` with ``scale = gamma / sqrt(var + eps)``."""
+    w, *bias = state
+    gamma, beta, mean, var = statistics
+
+    def add(name: str, op: str, *operands: Value, **attrs: object) -> Value:
+        full = f"{anchor.name}_{name}"
+        result: Value = new.add(op, *operands, name=full, source=norm.source, **attrs)
+        return result
+
+    kind = new.type(w)
+    eps = add("eps", "constant", value=np.asarray(norm.attrs["eps"], kind.dtype.np))
+    scale = add("scale", "mul", gamma, add("rstd", "rsqrt", add("var", "add", var, eps)))
+    column = add(
+        "column", "reshape", scale, shape=(kind.shape[0],) + (1,) * (kind.rank - 1)
     )
-    graph.replace_uses(norm.value, result)
-    ledger.did(NAME, "F001", norm, f"BatchNorm folded into %{anchor.name}")
+    shift = add("shift", "sub", bias[0], mean) if bias else add("shift", "neg", mean)
+    offset = add("offset", "mul", shift, scale)
+    return add("weight", "mul", w, column), add("bias", "add", beta, offset)
 
 
 def _channel_dim(anchor: Node) -> int:
@@ -97,63 +141,87 @@ def _channel_dim(anchor: Node) -> int:
     return anchor.type.rank - 1
 
 
+# -- epilogues ------------------------------------------------------------------------------------
+
+
 def _group_epilogues(graph: Graph, ledger: Ledger) -> Graph:
-    for node in graph.nodes:
-        if node.op not in ANCHORS or node.name not in graph:
+    position = {n.name: i for i, n in enumerate(graph.nodes)}
+    taken: set[str] = set()
+    groups = []
+    for anchor in graph.nodes:
+        if anchor.op not in ANCHORS:
             continue
-        chain = _epilogue(graph, node, ledger)
-        if len(chain) > 1:
-            graph = build_region(graph, [n.name for n in chain], "contraction")
-            ops = ", ".join(n.op for n in chain)
-            ledger.did(NAME, "F002", node, f"one kernel: {ops}")
-    return graph
+        members = _epilogue(graph, anchor, position, taken, ledger)
+        if len(members) > 1:
+            taken.update(n.name for n in members)
+            groups.append(Group(tuple(n.name for n in members), "contraction", anchor.name))
+            ops = ", ".join(n.op for n in members)
+            ledger.did(NAME, "F002", anchor, f"one kernel: {ops}")
+    return build_regions(graph, groups)
 
 
-def _epilogue(graph: Graph, anchor: Node, ledger: Ledger) -> list[Node]:
-    """The anchor and the longest chain of elementwise operators that only it feeds."""
-    chain = [graph.node(anchor.name)]
-    while True:
-        last = chain[-1]
-        users = graph.users(last.value)
-        if not users:
-            return chain
-        if graph.use_count(last.value) > 1:
-            if get(users[0].op).kind == "elementwise":
-                names = ", ".join("%" + u.name for u in users)
-                ledger.declined(
-                    NAME, "F101", last, f"%{last.name} has several consumers: {names}"
-                )
-            return chain
-        user = users[0]
-        if get(user.op).kind != "elementwise" or user.type != anchor.type:
-            return chain
-        others = [v for v in user.operands if v != last.value]
-        if not all(_fits(graph, anchor, v) for v in others):
-            ledger.declined(NAME, "F104", user, f"%{user.name} does not fit the epilogue")
-            return chain
-        chain.append(user)
+def _epilogue(
+    graph: Graph, anchor: Node, position: dict[str, int], taken: set[str], ledger: Ledger
+) -> list[Node]:
+    """The anchor and the most elementwise operators after it that together have one result.
+
+    The earliest consumer is taken first. So nothing outside that a later one reads can depend on a
+    member: what does would have been an earlier consumer.
+    """
+    members = {anchor.name: anchor}
+    complete = 1
+    while len(members) < MAX_EPILOGUE:
+        users = {
+            u.name: u for m in members for u in graph.users(m) if u.name not in members
+        }
+        user = min(users.values(), key=lambda u: position[u.name], default=None)
+        if user is None or user.name in taken or not _may_follow(graph, anchor, user):
+            break
+        misfit = [v for v in user.operands if v.node not in members and
+                  not _fits(graph, anchor, v)]
+        if misfit:
+            ledger.declined(NAME, "F104", user, f"{misfit[0]} does not fit the epilogue")
+            break
+        members[user.name] = user
+        if user.type == anchor.type and _only_result(graph, members, user):
+            complete = len(members)
+    chain = list(members.values())[:complete]
+    _note_second_consumer(graph, chain[-1], ledger)
+    return chain
+
+
+def _may_follow(graph: Graph, anchor: Node, user: Node) -> bool:
+    return get(user.op).kind == "elementwise" and user.type.shape == anchor.type.shape
+
+
+def _only_result(graph: Graph, members: dict[str, Node], last: Node) -> bool:
+    """Whether nothing but ``last`` is seen from outside."""
+    return not any(
+        graph.is_result(name) or any(u.name not in members for u in graph.users(name))
+        for name in members
+        if name != last.name
+    )
+
+
+def _note_second_consumer(graph: Graph, last: Node, ledger: Ledger) -> None:
+    users = [u for u in graph.users(last.value) if get(u.op).kind == "elementwise"]
+    if users and graph.use_count(last.value) > 1:
+        names = [f"%{u.name}" for u in graph.users(last.value)]
+        names += ["the graph's results"] if graph.is_result(last.value) else []
+        ledger.declined(
+            NAME, "F101", last, f"%{last.name} has several consumers: {', '.join(names)}"
+        )
 
 
 def _fits(graph: Graph, anchor: Node, value: Value) -> bool:
-    kind = graph.type(value)
-    shape, target = kind.shape, anchor.type.shape
-    if kind.dtype != anchor.type.dtype:
+    """Whether the kernel of the anchor can read the value for each element that it writes."""
+    if is_immediate(graph.node(value)):
+        return graph.node(value).op == "constant"
+    kind, target = graph.type(value), anchor.type.shape
+    if kind.dtype not in (anchor.type.dtype, bool_):
         return False
-    per_channel = bool(shape) and all(d == 1 for d in shape[:-1]) and shape[-1] in (1, target[-1])
-    channels_last = anchor.op == "linear" or anchor.attrs["layout"] == "NHWC"
-    if shape != target and shape and not (per_channel and channels_last):
-        return False
-    return not _depends(graph, value.node, anchor.name)
-
-
-def _depends(graph: Graph, start: str, target: str) -> bool:
-    pending, seen = [start], {start}
-    while pending:
-        name = pending.pop()
-        if name == target:
-            return True
-        for v in graph.node(name).operands:
-            if v.node not in seen:
-                seen.add(v.node)
-                pending.append(v.node)
-    return False
+    if kind.shape == target or all(d == 1 for d in kind.shape):
+        return True
+    channels_last = _channel_dim(anchor) == anchor.type.rank - 1
+    per_channel = all(d == 1 for d in kind.shape[:-1]) and kind.shape[-1] == target[-1]
+    return channels_last and per_channel

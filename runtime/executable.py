@@ -10,13 +10,19 @@ import numpy as np
 
 from ..ir.interpreter import run_node
 from ..ir.plan import Location
-from ..ir.types import TensorType
+from ..ir.types import TensorType, extent_at
 from . import jit, pool, settings
 from .memory import address, allocate
 
 if TYPE_CHECKING:
     from ..codegen.program import Fallback, Program
     from ..codegen.target import Target
+
+
+# Waking a sleeping thread takes 50 to 60 us; a program shorter than this runs on the caller alone.
+WORTH_A_THREAD = 15e-6
+ASSUMED_FLOPS = 50e9
+ASSUMED_BYTES = 10e9
 
 
 class Executable:
@@ -38,6 +44,7 @@ class Executable:
         self._bases: dict[str, np.ndarray] = {}
         self._capacity = -1
         self._threads = 0
+        self._small: dict[int, bool] = {}
         self._prepared_for: object = None
         self._entries = [
             self.library.address(s.entry) if hasattr(s, "entry") else 0 for s in program.run
@@ -78,24 +85,24 @@ class Executable:
         Raises IndexError if a kernel met a label or index out of range; state is unchanged then.
         """
         with self._lock:
-            self._reserve(n)
+            threads = self._reserve(n)
             for path, array in inputs.items():
                 self._set("input:" + path, array)
             for name, array in outputs.items():
                 self._set("output:" + name, array)
             self._status[0] = 0
             if self.program.prepare and (version is None or version != self._prepared_for):
-                self._run_segments(self.program.prepare, n)
+                self._run_segments(self.program.prepare, n, settings.num_threads())
                 self._prepared_for = version
-            self._run_segments(self.program.run, n)
+            self._run_segments(self.program.run, n, threads)
             if self._status[0]:
                 raise IndexError(self._bad_index())
 
-    def _run_segments(self, segments: Sequence[Any], n: int) -> None:
+    def _run_segments(self, segments: Sequence[Any], n: int, threads: int) -> None:
         for segment in segments:
             if hasattr(segment, "entry"):
                 entry = self.library.address(segment.entry)
-                pool.run(entry, self._table_address, n, self._threads)
+                pool.run(entry, self._table_address, n, threads)
             elif not (segment.commits and self._status[0]):
                 self._run_fallback(segment, n)
 
@@ -124,16 +131,28 @@ class Executable:
             self._bases[slot] = array
             self._table[index] = address(array)
 
-    def _reserve(self, n: int) -> None:
-        threads = settings.num_threads()
+    def _reserve(self, n: int) -> int:
+        """Grows the arenas for batch size ``n``; the number of threads for it."""
+        available = settings.num_threads()
         if n > self._capacity:
             self._set("batch", allocate(self.program.batch_bytes * max(n, 1)))
             if self._capacity < 0:
                 self._set("fixed", allocate(self.program.fixed_bytes))
             self._capacity = n
-        if threads > self._threads:
-            self._set("scratch", allocate(self.program.scratch_bytes * threads))
-        self._threads = threads
+        if available > self._threads:
+            self._set("scratch", allocate(self.program.scratch_bytes * available))
+            self._threads = available
+        if n not in self._small:
+            self._small[n] = self._seconds(n) < WORTH_A_THREAD
+        return 1 if self._small[n] else available
+
+    def _seconds(self, n: int) -> float:
+        """A rough time for one run on one thread, to decide whether a second one pays."""
+        return sum(
+            extent_at(launch.flops, n) / ASSUMED_FLOPS + extent_at(launch.bytes, n) / ASSUMED_BYTES
+            for launch in self.program.launches
+            if launch.phase == "run"
+        )
 
     def _bad_index(self) -> str:
         value = int(self._status[1])

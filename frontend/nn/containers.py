@@ -39,7 +39,7 @@ class _Numbered(Module):
         keys = list(self._modules)
         gone = keys[index] if isinstance(index, slice) else [self._key(index)]
         for key in gone:
-            del self._modules[key]
+            delattr(self, key)
         self._renumber(list(self._modules.values()))
 
     def _renumber(self, modules: Iterable[Module | None]) -> None:
@@ -190,7 +190,9 @@ class ModuleDict(Module):
         self.add_module(key, module)
 
     def __delitem__(self, key: str) -> None:
-        del self._modules[key]
+        if key not in self._modules:
+            raise KeyError(key)
+        delattr(self, key)
 
     def __len__(self) -> int:
         return len(self._modules)

@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..changes import structure
+
 if TYPE_CHECKING:
     from .module import Module
 
@@ -22,6 +24,7 @@ class RemovableHandle:
 
     def remove(self) -> None:
         """Removes the hook; a second call does nothing."""
+        structure.bump()
         self._hooks.pop(self.id, None)
 
     def __enter__(self) -> RemovableHandle:
@@ -39,6 +42,7 @@ def add_hook(
     with_kwargs: bool,
 ) -> RemovableHandle:
     """Stores ``(hook, with_kwargs)``, in front of the others when ``prepend``."""
+    structure.bump()
     handle = RemovableHandle(hooks)
     hooks[handle.id] = (hook, with_kwargs)
     if prepend:

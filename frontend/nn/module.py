@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from ...ir.types import float32, float64
 from .. import dispatch
+from ..changes import structure
 from ..tensor import Tensor
 from . import conversion, state, traversal
 from .hooks import RemovableHandle, add_hook, call_with_hooks
@@ -75,6 +76,7 @@ class Module:
         raise AttributeError(f"{cls!r} object has no attribute {name!r}{fix}", name=name, obj=self)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        structure.bump()
         if isinstance(value, Parameter):
             self._require_init("parameters")
             self._forget(name, but="_parameters")
@@ -99,6 +101,7 @@ class Module:
             object.__setattr__(self, name, value)
 
     def __delattr__(self, name: str) -> None:
+        structure.bump()
         for store in ("_parameters", "_buffers", "_modules"):
             if name in self.__dict__.get(store, ()):
                 del self.__dict__[store][name]
@@ -165,6 +168,7 @@ class Module:
                 f"cannot assign '{_typename(param)}' object to parameter '{name}' "
                 "(nn.Parameter or None required)"
             )
+        structure.bump()
         self._parameters[name] = param
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
@@ -176,6 +180,7 @@ class Module:
                 f"cannot assign '{_typename(tensor)}' object to buffer '{name}' "
                 "(Tensor or None required)"
             )
+        structure.bump()
         self._buffers[name] = tensor
         if persistent:
             self._non_persistent_buffers_set.discard(name)
@@ -188,6 +193,7 @@ class Module:
         if module is not None and not isinstance(module, Module):
             raise TypeError(f"{_typename(module)} is not a Module subclass")
         self._check_name("module", name, self._modules)
+        structure.bump()
         self._modules[name] = module
 
     def register_module(self, name: str, module: Module | None) -> None:

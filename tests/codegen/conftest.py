@@ -18,6 +18,8 @@ from netwright.ir.interpreter import run_node
 from netwright.ir.types import TensorType, dtype_of
 
 _ALIGNMENT = 64
+_GARBAGE = 0x7B
+_GUARD = 256  # bytes behind each result that a kernel must not touch
 _names = itertools.count()
 _alive: list[object] = []
 
@@ -141,9 +143,11 @@ class SingleNode:
         tasks = self.kernel.tasks.at(n)
         found = []
         for splits in ((), range(1, tasks, max(1, tasks // 7))):
-            outs = [self._garbage(t.at(n)) for t in self.node.types]
+            guarded = [self._garbage(t.at(n)) for t in self.node.types]
+            outs = [out for out, _ in guarded]
             status = self.run(self.kernel, outs, self._contiguous(arrays), n, splits)
             assert not status.any()
+            assert all((guard == _GARBAGE).all() for _, guard in guarded), "wrote past the end"
             found.append(outs)
         for whole, split in zip(*found, strict=True):
             assert whole.tobytes() == split.tobytes(), "results depend on how tasks are split"
@@ -151,7 +155,7 @@ class SingleNode:
 
     def status(self, *arrays: np.ndarray, n: int = 1) -> np.ndarray:
         """The status words after a run."""
-        outs = [self._garbage(t.at(n)) for t in self.node.types]
+        outs = [self._garbage(t.at(n))[0] for t in self.node.types]
         return self.run(self.kernel, outs, self._contiguous(arrays), n)
 
     def expected(self, *arrays: np.ndarray, n: int = 1) -> tuple[np.ndarray, ...]:
@@ -172,10 +176,12 @@ class SingleNode:
             np.testing.assert_allclose(found, wanted, rtol=rtol * scale, atol=atol * scale)
 
     @staticmethod
-    def _garbage(kind: TensorType) -> np.ndarray:
-        out = aligned(kind.shape, kind.dtype.np)
-        out.reshape(-1).view(np.uint8)[:] = 0x7B
-        return out
+    def _garbage(kind: TensorType) -> tuple[np.ndarray, np.ndarray]:
+        """An array full of bytes that no result has, and the bytes that follow it."""
+        size = kind.size * kind.dtype.itemsize
+        raw = aligned(size + _GUARD, np.uint8)
+        raw[:] = _GARBAGE
+        return raw[:size].view(kind.dtype.np).reshape(kind.shape), raw[size:]
 
     @staticmethod
     def _contiguous(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:

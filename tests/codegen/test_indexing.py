@@ -1,13 +1,14 @@
 """Kernels that read or add at indices against their numpy records."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from netwright.codegen.indexing import INDEXING, emit_indexing
 from netwright.codegen.kernel import STATUS_INDEX_OUT_OF_RANGE
-from netwright.codegen.target import AVX2, AVX512, Target
+from netwright.codegen.target import AVX2, AVX512, Target, host
 from netwright.ir.ops.record import all_ops
 from netwright.ir.types import Dim, TensorType, float32, int64
 
@@ -28,13 +29,15 @@ def draw(*shape: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("op", INDEXING)
+@pytest.mark.parametrize("vector_bytes", [16, 32, 64])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_samples_of_the_record_give_the_same_result(
-    single: Callable, op: str, dtype: type
+def test_the_samples_of_the_record_agree_for_every_vector_width(
+    single: Callable, op: str, dtype: type, vector_bytes: int
 ) -> None:
+    target = replace(host(), vector_bytes=vector_bytes)
     for sample in all_ops()[op].samples(np.random.default_rng(3)):
         arrays = [a.astype(dtype) if a.dtype.kind == "f" else a for a in sample.arrays]
-        single(emit_indexing, op, arrays, **sample.attrs).check(*arrays)
+        single(emit_indexing, op, arrays, target=target, **sample.attrs).check(*arrays)
 
 
 @pytest.mark.parametrize("features", [1, 5, 16, 64, 150, 300])

@@ -1,12 +1,13 @@
 """Kernels of batch and layer normalisation against their numpy records in float64."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from netwright.codegen.normalization import NORMS, emit_norm
-from netwright.codegen.target import AVX2, AVX512, NEON, Target
+from netwright.codegen.target import AVX2, AVX512, NEON, Target, host
 from netwright.ir.ops.record import all_ops
 from netwright.ir.types import Dim, TensorType, float32
 
@@ -27,13 +28,15 @@ def at(shape: tuple, n: int) -> tuple:
 
 
 @pytest.mark.parametrize("op", NORMS)
+@pytest.mark.parametrize("vector_bytes", [16, 32, 64])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_samples_of_the_record_give_the_same_result(
-    single: Callable, op: str, dtype: type
+def test_the_samples_of_the_record_agree_for_every_vector_width(
+    single: Callable, op: str, dtype: type, vector_bytes: int
 ) -> None:
+    target = replace(host(), vector_bytes=vector_bytes)
     for sample in all_ops()[op].samples(np.random.default_rng(3)):
         arrays = [a.astype(dtype) for a in sample.arrays]
-        node = single(emit_norm, op, arrays, **sample.attrs)
+        node = single(emit_norm, op, arrays, target=target, **sample.attrs)
         node.check(*arrays, rtol=1e-5, atol=1e-5)
 
 

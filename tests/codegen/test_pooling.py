@@ -1,12 +1,13 @@
 """Kernels of pooling and its gradients against their numpy records in float64."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from netwright.codegen.pooling import POOLS, emit_pool
-from netwright.codegen.target import AVX2, AVX512, NEON, Target
+from netwright.codegen.target import AVX2, AVX512, NEON, Target, host
 from netwright.ir.ops.record import all_ops, infer_types
 from netwright.ir.types import Dim, TensorType, float32
 
@@ -23,13 +24,15 @@ def draw(kind: TensorType, n: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("op", POOLS)
+@pytest.mark.parametrize("vector_bytes", [16, 32, 64])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_samples_of_the_record_give_the_same_result(
-    single: Callable, op: str, dtype: type
+def test_the_samples_of_the_record_agree_for_every_vector_width(
+    single: Callable, op: str, dtype: type, vector_bytes: int
 ) -> None:
+    target = replace(host(), vector_bytes=vector_bytes)
     for sample in all_ops()[op].samples(np.random.default_rng(3)):
         arrays = [a.astype(dtype) for a in sample.arrays]
-        single(emit_pool, op, arrays, **sample.attrs).check(*arrays)
+        single(emit_pool, op, arrays, target=target, **sample.attrs).check(*arrays)
 
 
 def window(kernel: int, stride: int, pad: int = 0, dilation: int = 1, ceil: bool = False) -> dict:

@@ -1,6 +1,7 @@
 """Kernels of reductions against their numpy records in float64."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,13 +29,15 @@ REDUCTIONS = ["sum", "mean", "amax", "amin", "argmax", "argmin", "all", "any"]
 
 
 @pytest.mark.parametrize("op", REDUCTIONS)
+@pytest.mark.parametrize("vector_bytes", [16, 32, 64])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_samples_of_the_record_give_the_same_result(
-    single: Callable, op: str, dtype: type
+def test_the_samples_of_the_record_agree_for_every_vector_width(
+    single: Callable, op: str, dtype: type, vector_bytes: int
 ) -> None:
+    target = replace(host(), vector_bytes=vector_bytes)
     for sample in all_ops()[op].samples(np.random.default_rng(3)):
         arrays = [a.astype(dtype) if a.dtype.kind == "f" else a for a in sample.arrays]
-        single(emit_reduction, op, arrays, **sample.attrs).check(*arrays)
+        single(emit_reduction, op, arrays, target=target, **sample.attrs).check(*arrays)
 
 
 SPACES = [

@@ -1,6 +1,7 @@
 """Kernels of softmax, log_softmax, cross entropy and their gradients against the numpy records."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from netwright.codegen.cross_entropy import emit_cross_entropy
 from netwright.codegen.kernel import STATUS_INDEX_OUT_OF_RANGE
 from netwright.codegen.softmax import emit_softmax
-from netwright.codegen.target import AVX2, AVX512, NEON, Target
+from netwright.codegen.target import AVX2, AVX512, NEON, Target, host
 from netwright.ir.ops.record import all_ops
 from netwright.ir.types import Dim, TensorType, float32, int64
 
@@ -32,15 +33,17 @@ def cast(arrays: tuple, dtype: type) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("op", SOFTMAX)
+@pytest.mark.parametrize("vector_bytes", [16, 32, 64])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_samples_of_the_record_give_the_same_result(
-    single: Callable, op: str, dtype: type
+def test_the_samples_of_the_record_agree_for_every_vector_width(
+    single: Callable, op: str, dtype: type, vector_bytes: int
 ) -> None:
+    target = replace(host(), vector_bytes=vector_bytes)
     for sample in all_ops()[op].samples(np.random.default_rng(3)):
         arrays = cast(sample.arrays, dtype)
         if arrays[0].size == 0:
             arrays = [np.zeros_like(a) for a in arrays]
-        node = single(emit_softmax, op, arrays, **sample.attrs)
+        node = single(emit_softmax, op, arrays, target=target, **sample.attrs)
         node.check(*arrays, rtol=5e-6, atol=3e-6)
 
 

@@ -203,16 +203,44 @@ def test_in_place_into_a_tensor_without_history_records():
     assert x.grad.tolist() == [1.0, 1.0]
 
 
-def test_recorded_in_place_on_views_is_refused():
+def test_recorded_in_place_is_refused_while_another_tensor_shares_the_memory():
     x = leaf(1.0, 2.0)
     y = x * 2
     view = y[:1]
-    with pytest.raises(RuntimeError, match="view"):
+    with pytest.raises(RuntimeError, match="shares memory"):
         view += 1
-    with pytest.raises(RuntimeError, match="view"):
+    with pytest.raises(RuntimeError, match="shares memory"):
         y += 1
-    del view
+    blank = nf.zeros(2, dtype="float64")
+    row = blank[0]
+    with pytest.raises(RuntimeError, match="shares memory"):
+        row += x.sum()
+
+
+def test_recorded_in_place_on_a_view_alone_is_differentiated():
+    x = leaf(1.0, 2.0)
+    y = (x * 2).reshape(2, 1)
+    y *= 3
+    y.relu_()
+    y.sum().backward()
+    assert x.grad.tolist() == [6.0, 6.0]
+
+
+def test_recorded_in_place_on_a_clone_or_detached_tensor_is_allowed():
+    x = leaf(1.0, 2.0)
+    y, z = x * 2, x * 2
+    copy, seen = y.clone(), z.detach()
+    copy += x
     y += 1
+    seen += x
+    (copy + y + seen).sum().backward()
+    assert x.grad.tolist() == [6.0, 6.0]
+
+
+def test_many_views_of_one_tensor_are_made_in_linear_time():
+    table = nf.zeros(20000, 1)
+    rows = table.unbind(0)
+    assert len(table._storage.sharers(table)) == len(rows)
 
 
 # -- grad mode ---------------------------------------------------------------------------------

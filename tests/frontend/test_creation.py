@@ -218,3 +218,10 @@ def test_fixed_random_numbers_in_a_trace_are_refused(monkeypatch):
 
 def test_boolean_masks_are_made_from_lists():
     assert nf.tensor([[True], [False]]).dtype is bool_
+
+
+def test_new_makers_keep_the_dtype():
+    x = nf.ones(2, dtype=float64)
+    assert x.new_zeros(2, 3).dtype is float64 and x.new_ones((2,)).tolist() == [1.0, 1.0]
+    assert x.new_full((2,), 3).dtype is float64 and x.new_tensor([1], dtype=int64).dtype is int64
+    assert x.new_tensor([1]).dtype is float64

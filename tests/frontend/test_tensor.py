@@ -199,7 +199,7 @@ def test_sequence_protocol():
     x = nf.arange(6).reshape(3, 2)
     assert len(x) == 3 and [r.tolist() for r in x] == [[0, 1], [2, 3], [4, 5]]
     assert 5 in x and 9 not in x
-    a, b, c = x
+    *_, c = x
     assert c.tolist() == [4, 5]
     for wrong in (lambda: len(nf.tensor(1)), lambda: iter(nf.tensor(1))):
         with pytest.raises(TypeError, match="0-d tensor"):
