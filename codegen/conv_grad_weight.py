@@ -19,12 +19,13 @@ from .epilogue import TileEpilogue
 from .gemm import MAX_TASKS, Gemm, extent, gemm_kernel, kernel_params
 from .image import PaddedCopy, WeightGradient, even_chunks, forward_axis
 from .kernel import Kernel, TaskCount, symbol_for
-from .packing import choose_panel
+from .packing import PanelSource, choose_panel, pack_function
 from .sizes import Size, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
 
-# Pixels per block: the gradient of a panel of channels stays in the first level cache.
+# Pixels per block: the gradient of a panel of channels stays in the first level cache. Images that
+# are smaller share a block, because every block reads and writes all partial sums.
 _PIXELS = 192
 # Multiply-adds of all tiles that differ, unrolled four times.
 _TILES = 400
@@ -99,6 +100,7 @@ class _Writer:
         self.panels = -(-spec.group_outputs // self.panel)
         self.tallest = register_rows(target)[self.panel // self.lanes]
         self.block_rows = max(1, min(spec.out[0], _PIXELS // spec.out[1]))
+        self.block_images = max(1, _PIXELS // (spec.out[0] * spec.out[1]))
         self.copied = not (spec.rows.plain and spec.columns.plain)
         height = spec.rows.extent(self.block_rows)
         self.copy = PaddedCopy(spec.dtype, spec.rows, spec.columns, spec.inputs, height)
@@ -106,6 +108,9 @@ class _Writer:
         self.tiles = self._plan_tiles()
         self.tile_elements = max(len(rows) for _, rows in self.tiles) * self.panel
         self.tables: list[str] = []
+        self.helpers: list[Function] = []
+        self.image_step = 0
+        self.packed_at = 0
 
     def _plan_tiles(self) -> list[tuple[int, tuple[int, ...]]]:
         """The row tiles of one group: (first row, offsets of the rows in the input).
@@ -140,7 +145,11 @@ class _Writer:
         first = quotient(f, times(f, count, "%begin"), tasks)
         stop = quotient(f, times(f, count, "%end"), tasks)
         size = spec.dtype.itemsize
-        block_bytes = -(-self.copy.bytes // 64) * 64 if self.copied else 0
+        image_bytes = -(-self.copy.bytes // 64) * 64 if self.copied else 0
+        self.image_step = image_bytes // size or spec.rows.size * self.pitch
+        self.packed_at = image_bytes * self.block_images
+        pixels = self.block_images * self.block_rows * spec.out[1]
+        block_bytes = self.packed_at + -(-pixels * self.panel * size // 64) * 64
         sums = f.element("%scratch", "i8", block_bytes)
         mine = minus(f, stop, first)
         with f.when(f.emit(f"icmp sgt i64 {mine}, 0")):
@@ -149,27 +158,36 @@ class _Writer:
                 ("i64", str(times(f, mine, self.tile_elements * size))), ("i1", "false"),
             )  # fmt: skip
             if self.copied:
-                self.copy.clear(f, "%scratch")
+                with f.loop(self.block_images) as image:
+                    self.copy.clear(f, self._copy_of(image.index))
             origins = self._table("origins", [rows[0] for _, rows in self.tiles])
             patterns = [tuple(r - rows[0] for r in rows) for _, rows in self.tiles]
             kinds = list(dict.fromkeys(patterns))
             kind_of = self._table("kinds", [kinds.index(p) for p in patterns])
-            with f.loop(extent(f, spec.batch)) as image, f.loop(
+            batch = extent(f, spec.batch)
+            with f.loop(batch, step=self.block_images) as image, f.loop(
                 spec.out[0], step=self.block_rows
             ) as line:
-                x, g = self._block(image.index, line.index)
+                images = least(f, minus(f, batch, image.index), self.block_images)
                 rows = least(f, minus(f, spec.out[0], line.index), self.block_rows)
-                with f.loop(stop, start=first) as tile:
-                    into = self._sums(sums, tile.index, first)
-                    column, number = self._place(tile.index)
-                    origin = f.load("i64", f.element(origins, "i64", number), 8)
-                    kind = f.load("i64", f.element(kind_of, "i64", number), 8)
-                    at = plus(f, origin, times(f, column.group, spec.group_inputs))
-                    a = f.element(x, self.scalar, at)
-                    b = f.element(g, self.scalar, column.column)
-                    self._tile(a, b, into, column, kind, kinds, rows)
+                x, g = self._block(image.index, line.index, images)
+                pixels = times(f, times(f, images, rows), spec.out[1])
+                with f.loop(stop, start=first, step="%run") as run:
+                    column, number = self._place(run.index)
+                    b = self._pack(g, column, pixels)
+                    end = least(f, minus(f, stop, run.index), minus(f, len(self.tiles), number))
+                    f.emit(f"add nsw i64 {end}, 0", "%run")
+                    a = f.element(x, self.scalar, times(f, column.group, spec.group_inputs))
+                    with f.loop("%run") as tile:
+                        into = self._sums(sums, plus(f, run.index, tile.index), first)
+                        which = plus(f, number, tile.index)
+                        origin = f.load("i64", f.element(origins, "i64", which), 8)
+                        kind = f.load("i64", f.element(kind_of, "i64", which), 8)
+                        here = f.element(a, self.scalar, origin)
+                        shared = images if self.block_images > 1 else rows
+                        self._tile(here, b, into, column, kind, kinds, shared)
             self._write(sums, first, stop)
-        functions = [*self.micro.functions, f]
+        functions = [*self.helpers, *self.micro.functions, f]
         return Kernel(
             self.symbol,
             "\n".join([*self.tables, *(g.render() for g in functions)]),
@@ -186,19 +204,39 @@ class _Writer:
         self.tables.append(f"{symbol} = internal constant [{len(values)} x i64] [{items}]")
         return symbol
 
-    def _block(self, image: Size, line: Size) -> tuple[str, str]:
-        """Addresses of the input and of the gradient of a block of output rows."""
+    def _copy_of(self, image: Size) -> str:
+        """Where the padded copy of an image of the block is."""
+        return self.f.element("%scratch", self.scalar, times(self.f, image, self.image_step))
+
+    def _block(self, image: Size, line: Size, images: Size) -> tuple[str, str]:
+        """Addresses of the input and of the gradient of a block of output rows of some images."""
         f, spec = self.f, self.spec
-        pixels = spec.rows.size * spec.columns.size
-        start = f.element("%in1", self.scalar, times(f, image, pixels * spec.inputs))
+        elements = spec.rows.size * spec.columns.size * spec.inputs
         row = times(f, line, spec.rows.advance)
+        start = f.element("%in1", self.scalar, times(f, image, elements))
+        x = f.element(start, self.scalar, times(f, row, self.pitch))
         if self.copied:
-            self.copy.fill(f, "%scratch", start, row)
             x = "%scratch"
-        else:
-            x = f.element(start, self.scalar, times(f, row, self.pitch))
+            with f.loop(images) as loop:
+                source = f.element(start, self.scalar, times(f, loop.index, elements))
+                self.copy.fill(f, self._copy_of(loop.index), source, row)
         y = plus(f, times(f, image, spec.out[0]), line)
         return x, f.element("%in0", self.scalar, times(f, y, spec.out[1] * spec.outputs))
+
+    def _pack(self, g: str, column: _Column, pixels: Size) -> str:
+        """Packs the panel of channels of the gradient of all pixels of a block."""
+        f, spec = self.f, self.spec
+        source = PanelSource(
+            spec.dtype, spec.group_outputs, self.panel, "%inner", spec.outputs, 1
+        )
+        name = f"{self.symbol}_pack"
+        if not self.helpers:
+            self.helpers = pack_function(name, source, self.target)
+        packed = f.element("%scratch", "i8", self.packed_at)
+        matrix = f.element(g, self.scalar, times(f, column.group, spec.group_outputs))
+        args = f"ptr {packed}, ptr {matrix}, i64 {column.panel}, i64 {pixels}"
+        f.do(f"call void @{name}({args})")
+        return packed
 
     def _sums(self, sums: str, tile: Size, first: Size) -> str:
         at = times(self.f, minus(self.f, tile, first), self.tile_elements)
@@ -231,15 +269,22 @@ class _Writer:
         column: _Column,
         kind: str,
         kinds: list[tuple[int, ...]],
-        rows: Size,
+        count: Size,
     ) -> None:
-        """Adds a block of pixels to the partial sums of a tile."""
+        """Adds a block of pixels (``count`` images, or rows of one) to the sums of a tile."""
         f, spec = self.f, self.spec
         epilogue = TileEpilogue((spec.dtype,), accumulate=True)
-        loops = (
-            Reduction("%rows", spec.rows.advance * self.pitch, spec.out[1] * spec.outputs),
-            Reduction(spec.out[1], spec.columns.advance * spec.inputs, spec.outputs),
+        row = spec.out[1] * self.panel
+        loops: tuple[Reduction, ...] = (
+            Reduction("%count", spec.rows.advance * self.pitch, row),
+            Reduction(spec.out[1], spec.columns.advance * spec.inputs, self.panel),
         )
+        if self.block_images > 1:
+            loops = (
+                Reduction("%count", self.image_step, spec.out[0] * row),
+                Reduction(spec.out[0], *(loops[0].a_step, loops[0].b_step)),
+                loops[1],
+            )
         for width, condition in self._widths(column.panel):
             vectors = -(-width // self.lanes)
             for k, pattern in enumerate(kinds):
@@ -248,11 +293,11 @@ class _Writer:
                     tile = Tile(
                         spec.dtype, self.lanes, pattern,
                         tuple(i * self.panel for i in range(len(pattern))),
-                        vectors, width - (vectors - 1) * self.lanes, loops, False, self.panel,
+                        vectors, width - (vectors - 1) * self.lanes, loops, c_pitch=self.panel,
                     )  # fmt: skip
-                    name = self.micro.name(tile, epilogue, ("rows",))
+                    name = self.micro.name(tile, epilogue, ("count",))
                     extra = ", i64 0" if tile.overlap else ""
-                    f.do(f"call void @{name}(ptr {a}, ptr {b}, ptr {into}, i64 {rows}{extra})")
+                    f.do(f"call void @{name}(ptr {a}, ptr {b}, ptr {into}, i64 {count}{extra})")
 
     def _write(self, sums: str, first: Size, stop: Size) -> None:
         """Writes the finished tiles as (O, I, KH, KW)."""

@@ -8,6 +8,7 @@ units; whole runs of units of one panel are done in one go.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -25,6 +26,7 @@ LONGEST_REDUCTION = 1024
 _BLOCK = 512
 # With fewer rows than this, B is used where it is instead of being packed first.
 _ROWS_WORTH_PACKING = 4
+_LINE = 64  # bytes of a cache line
 # Ranges into which work can be cut; many divisors, so that few threads get equal shares.
 MAX_TASKS = 240
 
@@ -130,16 +132,17 @@ class _GemmWriter:
         self.lanes = target.lanes(spec.dtype)
         self.scalar = "float" if spec.dtype.itemsize == 4 else "double"
         self.helpers: list[Function] = []
+        self.copy_at = 0
         self._plan_rows()
         self._plan_b()
+        self._plan_a()
 
     def _plan_rows(self) -> None:
         """The height of a unit: the tallest tile, or less so that static extents divide evenly."""
         spec = self.spec
         vectors = -(-min(spec.panel, spec.n) // self.lanes)
         self.rows = register_rows(self.target)
-        stride = spec.a_row * spec.dtype.itemsize
-        if stride and stride % 4096 == 0:
+        if not self._copies_a() and spec.a_row * spec.dtype.itemsize % 4096 == 0:
             # All rows fall into one set of the first level cache, which has 8 ways.
             self.rows = {v: min(r, 6) for v, r in self.rows.items()}
         tallest = self.rows[vectors]
@@ -151,6 +154,38 @@ class _GemmWriter:
             self.rest = spec.m % self.unit
         depth = spec.block * spec.dtype.itemsize * self.unit
         self.row_block = max(1, self.target.l2 // 2 // max(1, depth))
+        if isinstance(spec.m, int):
+            self.row_block = min(self.row_block, max(1, -(-spec.m // self.unit)))
+
+    def _copies_a(self) -> bool:
+        """Whether blocks of A are copied because what a tile reads falls into too few cache sets.
+
+        Rows (columns, if A is transposed) that are a multiple of a large power of two apart map to
+        the same sets: 8 ways of each are all that a cache can hold of them.
+        """
+        spec = self.spec
+        if spec.a_k != 1:
+            return spec.a_k * spec.dtype.itemsize >= 256 and spec.blocked
+        if not spec.blocked or (isinstance(spec.m, int) and spec.m < 16):
+            return False
+        step = spec.a_row * spec.dtype.itemsize
+        sets = max(1, self.target.l2 // (8 * _LINE))
+        return step % _LINE == 0 and 8 * sets // math.gcd(sets, step // _LINE) < 64
+
+    def _plan_a(self) -> None:
+        """The steps of A, or of the copy of a block of it, an odd number of cache lines apart."""
+        spec = self.spec
+        self.a_row, self.a_k, self.a_pitch = spec.a_row, spec.a_k, 0
+        if not self._copies_a():
+            return
+        rows = self.row_block * self.unit
+        lines = rows if spec.a_k == 1 else spec.block
+        length = spec.block if spec.a_k == 1 else rows
+        per_line = _LINE // spec.dtype.itemsize
+        self.a_pitch = (-(-length // per_line) | 1) * per_line
+        self.a_row, self.a_k = (self.a_pitch, 1) if spec.a_k == 1 else (1, self.a_pitch)
+        self.copy_at = -(-self.scratch // _LINE) * _LINE
+        self.scratch = self.copy_at + lines * self.a_pitch * spec.dtype.itemsize
 
     def _plan_b(self) -> None:
         """Where the micro-kernel reads B: packed as it comes, packed here, or as it is."""
@@ -170,32 +205,20 @@ class _GemmWriter:
 
     def kernel(self) -> Kernel:
         spec, f = self.spec, self.f
-        m = extent(f, spec.m)
+        m, k = extent(f, spec.m), extent(f, spec.k)
         batch: Size = 1
         for d in spec.batch:
             batch = times(f, batch, extent(f, d))
         units = quotient(f, plus(f, m, self.unit - 1), self.unit)
-        per_product = times(f, units, spec.panels)
-        work = times(f, batch, per_product)
+        work = times(f, batch, times(f, units, spec.panels))
         tasks = self._tasks(work)
         first = quotient(f, times(f, work, "%begin"), tasks)
         stop = quotient(f, times(f, work, "%end"), tasks)
-        with f.loop(stop, start=first, step="%run") as line:
-            item = quotient(f, line.index, per_product)
-            left = remainder(f, line.index, per_product)
-            per_block = times(f, spec.panels, self.row_block)
-            block = quotient(f, left, per_block)
-            left = minus(f, left, times(f, block, per_block))
-            first_unit = times(f, block, self.row_block)
-            height = least(f, minus(f, units, first_unit), self.row_block)
-            panel = quotient(f, left, height)
-            at = remainder(f, left, height)
-            run = least(f, minus(f, height, at), minus(f, stop, line.index))
-            f.emit(f"add nsw i64 {run}, 0", "%run")
-            start = plus(f, first_unit, at)
-            row = times(f, start, self.unit)
-            end = least(f, m, times(f, plus(f, start, "%run"), self.unit))
-            self._product(item, panel, row, end, m)
+        line = _Line(first, stop, units, m, k)
+        if isinstance(spec.k, int) and not spec.blocked:
+            self._units(line, 0, spec.k, [(self.epilogue, "true")])
+        else:
+            self._blocks(line)
         functions = [*self.helpers, *self.micro.functions, f]
         return Kernel(
             self.symbol,
@@ -203,34 +226,121 @@ class _GemmWriter:
             frozenset().union(*(g.declarations for g in functions)),
             TaskCount(tasks),
             self.scratch,
-            _twice(numel((spec.m, spec.n, spec.k, *spec.batch))),
+            numel((spec.m, spec.n, spec.k, *spec.batch)) * 2,
         )
+
+    def _blocks(self, line: _Line) -> None:
+        """All units for one block of the reduction after the other."""
+        f, spec = self.f, self.spec
+        start = TileEpilogue((spec.dtype,), self.epilogue.bias)
+        middle = TileEpilogue((spec.dtype,), accumulate=True)
+        last = replace(self.epilogue, bias=None, accumulate=True)
+        self._units(line, 0, None, [(start, "true")])
+        # An empty reduction is one block, too: it applies the epilogue.
+        with f.loop(greatest(f, line.k, 1), step=spec.block) as loop:
+            count = least(f, minus(f, line.k, loop.index), spec.block)
+            epilogues = [(middle, "true")]
+            if last != middle:
+                final = f.emit(f"icmp sge i64 {plus(f, loop.index, spec.block)}, {line.k}")
+                epilogues = [(middle, f.emit(f"xor i1 {final}, true")), (last, final)]
+            self._units(line, loop.index, count, epilogues)
+
+    def _units(
+        self,
+        line: _Line,
+        k: Size,
+        count: Size | None,
+        epilogues: Sequence[tuple[TileEpilogue, str]],
+    ) -> None:
+        """All units of the range, for steps [k, k + count) of the reduction.
+
+        Without ``count`` the results are set to what the epilogue starts from. The epilogue is the
+        one whose condition holds.
+        """
+        f, spec = self.f, self.spec
+        per_product = times(f, line.units, spec.panels)
+        per_block = times(f, spec.panels, self.row_block)
+        chunk = f.fresh("chunk")
+        with f.loop(line.stop, start=line.first, step=chunk) as place:
+            item = quotient(f, place.index, per_product)
+            left = remainder(f, place.index, per_product)
+            block = quotient(f, left, per_block)
+            at = minus(f, left, times(f, block, per_block))
+            first_unit = times(f, block, self.row_block)
+            height = least(f, minus(f, line.units, first_unit), self.row_block)
+            size = minus(f, times(f, height, spec.panels), at)
+            size = least(f, size, minus(f, line.stop, place.index))
+            f.emit(f"add nsw i64 {size}, 0", chunk)
+            top = times(f, first_unit, self.unit)
+            rows = least(f, minus(f, line.m, top), times(f, height, self.unit))
+            a = self._block_of_a(item, line, top, rows, k, count)
+            b = f.element(self.b, self.scalar, self._offsets(item, line)[1])
+            base = plus(f, times(f, item, line.m), top)
+            run = f.fresh("run")
+            with f.loop(plus(f, at, chunk), start=at, step=run) as unit:
+                panel = quotient(f, unit.index, height)
+                offset = remainder(f, unit.index, height)
+                size = minus(f, plus(f, at, chunk), unit.index)
+                f.emit(f"add nsw i64 {least(f, minus(f, height, offset), size)}, 0", run)
+                row = times(f, offset, self.unit)
+                end = least(f, rows, times(f, plus(f, offset, run), self.unit))
+                self._run(_Run(a, b, base, row, end, panel), k, count, epilogues)
 
     def _tasks(self, work: Size) -> int:
         return max(1, min(MAX_TASKS, work)) if isinstance(work, int) else MAX_TASKS
 
-    def _product(self, item: Size, panel: Size, row: Size, end: Size, m: Size) -> None:
-        """Rows [row, end) of one panel of one product of the batch."""
+    def _run(
+        self,
+        run: _Run,
+        k: Size,
+        count: Size | None,
+        epilogues: Sequence[tuple[TileEpilogue, str]],
+    ) -> None:
+        """Rows [row, end) of one panel."""
         f, spec = self.f, self.spec
-        k = extent(f, spec.k)
-        a, b = self._batch_offsets(item, m, k)
-        line = plus(f, times(f, item, m), row)
-        delta = minus(f, line, row)  # rows of the result before this product
-        where = _Place(self.a, a, self.b, b, delta, row, end, panel)
+        b = self._panel_of_b(run, k, count) if count is not None else "null"
         rest = spec.n - (spec.panels - 1) * spec.panel
-        if spec.panels == 1 or rest == spec.panel:
-            self._panel(where, k, rest)
-            return
-        last = f.emit(f"icmp eq i64 {panel}, {spec.panels - 1}")
-        other = f.emit(f"xor i1 {last}, true")
-        with f.when(other):
-            self._panel(where, k, spec.panel)
-        with f.when(last):
-            self._panel(where, k, rest)
+        widths = [(rest, "true")]
+        if spec.panels > 1 and rest != spec.panel:
+            last = f.emit(f"icmp eq i64 {run.panel}, {spec.panels - 1}")
+            widths = [(rest, last), (spec.panel, f.emit(f"xor i1 {last}, true"))]
+        for width, condition in widths:
+            for epilogue, other in epilogues:
+                both = condition if other == "true" else other
+                if "true" not in (condition, other):
+                    both = f.emit(f"and i1 {condition}, {other}")
+                with f.when(both):
+                    self._rows(run, b, count, width, epilogue)
 
-    def _batch_offsets(self, item: Size, m: Size, k: Size) -> tuple[Size, Size]:
-        """Elements of A and B before this product's matrices."""
+    def _block_of_a(
+        self, item: Size, line: _Line, top: Size, rows: Size, k: Size, count: Size | None
+    ) -> str:
+        """The address of row ``top`` of A from step k on, or of a copy with short steps."""
         f, spec = self.f, self.spec
+        at = plus(f, times(f, top, spec.a_row), times(f, k, spec.a_k))
+        at = plus(f, self._offsets(item, line)[0], at)
+        source = f.element(self.a, self.scalar, at)
+        if not self.a_pitch or count is None:
+            return source
+        copy = f.element("%scratch", "i8", self.copy_at)
+        # Whatever is a row in memory (a row or a column of A) is copied as one.
+        lines, length, step = rows, count, spec.a_row
+        if spec.a_k != 1:
+            lines, length, step = count, rows, spec.a_k
+        size = times(f, length, spec.dtype.itemsize)
+        with f.loop(lines) as loop:
+            into = f.element(copy, self.scalar, times(f, loop.index, self.a_pitch))
+            here = f.element(source, self.scalar, times(f, loop.index, step))
+            f.call(
+                "void", "llvm.memcpy.p0.p0.i64",
+                ("ptr", into), ("ptr", here), ("i64", str(size)), ("i1", "false"),
+            )  # fmt: skip
+        return copy
+
+    def _offsets(self, item: Size, line: _Line) -> tuple[Size, Size]:
+        """Elements of A and B before the matrices of one product of the batch."""
+        f, spec = self.f, self.spec
+        m, k = line.m, line.k
         offsets: list[Size] = []
         for shape, size in ((spec.a_batch, times(f, m, k)), (spec.b_batch, times(f, k, spec.n))):
             if all(d == 1 for d in shape):
@@ -254,39 +364,16 @@ class _GemmWriter:
 
     # -- one panel
 
-    def _panel(self, where: _Place, k: Size, width: int) -> None:
-        """All rows of the run for a panel of ``width`` columns, block by block of the reduction."""
-        f, spec = self.f, self.spec
-        if isinstance(spec.k, int) and not spec.blocked:
-            b = self._panel_of_b(where, 0, spec.k, width)
-            self._rows(where, b, 0, spec.k, width, self.epilogue)
-            return
-        start = TileEpilogue((spec.dtype,), self.epilogue.bias)
-        middle = TileEpilogue((spec.dtype,), accumulate=True)
-        last = replace(self.epilogue, bias=None, accumulate=True)
-        self._rows(where, None, 0, 0, width, start)
-        # An empty reduction is one block, too: it applies the epilogue.
-        with f.loop(greatest(f, k, 1), step=spec.block) as loop:
-            count = least(f, minus(f, k, loop.index), spec.block)
-            b = self._panel_of_b(where, loop.index, count, width)
-            final = f.emit(f"icmp sge i64 {plus(f, loop.index, spec.block)}, {k}")
-            before = "true" if last == middle else f.emit(f"xor i1 {final}, true")
-            with f.when(before):
-                self._rows(where, b, loop.index, count, width, middle)
-            if last != middle:
-                with f.when(final):
-                    self._rows(where, b, loop.index, count, width, last)
-
-    def _panel_of_b(self, where: _Place, k: Size, count: Size, width: int) -> str:
+    def _panel_of_b(self, run: _Run, k: Size, count: Size) -> str:
         """The address of rows [k, k + count) of the panel, in ``self.b_mode``."""
         f, spec = self.f, self.spec
         if self.b_mode == "packed":
             depth = spec.k if isinstance(spec.k, int) else 0
-            line = plus(f, times(f, where.panel, depth), k)
-            return f.element(where.b, self.scalar, times(f, line, spec.panel))
+            line = plus(f, times(f, run.panel, depth), k)
+            return f.element(run.b, self.scalar, times(f, line, spec.panel))
         if self.b_mode == "direct":
-            at = plus(f, times(f, k, spec.n), times(f, where.panel, spec.panel))
-            return f.element(where.b, self.scalar, plus(f, at, where.b_offset))
+            at = plus(f, times(f, k, spec.n), times(f, run.panel, spec.panel))
+            return f.element(run.b, self.scalar, at)
         by_rows = spec.b == "rows"
         depth = spec.k if isinstance(spec.k, int) else 0
         steps = (spec.n, 1) if by_rows else (1, depth)
@@ -294,28 +381,25 @@ class _GemmWriter:
         name = f"{self.symbol}_pack"
         if not self.helpers:
             self.helpers = pack_function(name, source, self.target)
-        at = plus(f, where.b_offset, times(f, k, spec.n if by_rows else 1))
-        matrix = f.element(where.b, self.scalar, at)
-        args = f"ptr %scratch, ptr {matrix}, i64 {where.panel}, i64 {count}"
+        matrix = f.element(run.b, self.scalar, times(f, k, spec.n if by_rows else 1))
+        args = f"ptr %scratch, ptr {matrix}, i64 {run.panel}, i64 {count}"
         f.do(f"call void @{name}({args})")
         return "%scratch"
 
     def _rows(
-        self, where: _Place, b: str | None, k: Size, count: Size, width: int, epilogue: TileEpilogue
+        self, run: _Run, b: str, count: Size | None, width: int, epilogue: TileEpilogue
     ) -> None:
-        """Tiles over the rows of the run; without ``b`` they are what the epilogue starts from."""
+        """Tiles over the rows of the run."""
         f, spec = self.f, self.spec
         vectors = -(-width // self.lanes)
-        column = times(f, where.panel, spec.panel)
-        row: Size = where.row
-        for height in self._heights(vectors) if b is not None else [1]:
-            tile = self._tile(height, vectors, width, count if b is not None else None)
-            with f.loop(minus(f, where.end, height - 1), start=row, step=height) as loop:
-                at = plus(f, times(f, loop.index, spec.a_row), times(f, k, spec.a_k))
-                a = f.element(where.a, self.scalar, plus(f, at, where.a_offset))
-                line = plus(f, where.delta, loop.index)
-                args = [("ptr", a), ("ptr", b or "null")]
-                args += epilogue.arguments(f, line, column, spec.n)
+        column = times(f, run.panel, spec.panel)
+        row: Size = run.row
+        for height in self._heights(vectors) if count is not None else [1]:
+            tile = self._tile(height, vectors, width, count)
+            with f.loop(minus(f, run.end, height - 1), start=row, step=height) as loop:
+                a = f.element(run.a, self.scalar, times(f, loop.index, self.a_row))
+                args = [("ptr", a), ("ptr", b)]
+                args += epilogue.arguments(f, plus(f, run.base, loop.index), column, spec.n)
                 counts: tuple[str, ...] = ()
                 if tile.loops and not isinstance(tile.loops[0].count, int):
                     args.append(("i64", str(count)))
@@ -332,11 +416,11 @@ class _GemmWriter:
     def _tile(self, height: int, vectors: int, width: int, count: Size | None) -> Tile:
         spec = self.spec
         trips: int | str = "%count" if spec.blocked else int(spec.k)  # type: ignore[arg-type]
-        loops = () if count is None else (Reduction(trips, spec.a_k, self.b_step),)
+        loops = () if count is None else (Reduction(trips, self.a_k, self.b_step),)
         return Tile(
             spec.dtype,
             self.lanes,
-            tuple(i * spec.a_row for i in range(height)),
+            tuple(i * self.a_row for i in range(height)),
             tuple(i * spec.n for i in range(height)),
             vectors,
             width - (vectors - 1) * self.lanes,
@@ -347,19 +431,24 @@ class _GemmWriter:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A run of rows [row, end) of one product: pointers, element offsets of its matrices, the row
-    of the result that its row 0 is, and the panel."""
+class _Line:
+    """Units [first, stop) of the work; how many units of rows there are; the extents m and k."""
+
+    first: Size
+    stop: Size
+    units: Size
+    m: Size
+    k: Size
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Rows [row, end) of a block of A at ``a``, whose row 0 is row ``base`` of the result, and a
+    panel of the matrix B at ``b``."""
 
     a: str
-    a_offset: Size
     b: str
-    b_offset: Size
-    delta: Size
+    base: Size
     row: Size
     end: Size
     panel: Size
-
-
-def _twice(size: Extent) -> Extent:
-    return size * 2

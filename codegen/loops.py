@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 from ..ir.types import DType, bool_, float32, float64, int64
 from .emitter import Lane, VectorEmitter, memory_type
 from .sizes import Size, greatest, least, minus, plus
-from .sizes import quotient as quotient
-from .sizes import remainder as remainder
-from .sizes import times as times
 from .text import Function
 
 Lanes = tuple[Lane, ...]

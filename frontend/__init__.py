@@ -28,6 +28,9 @@ from .random import (
 )
 from .tensor import Tensor
 
+# The import of the submodule of that name has hidden the function.
+tensor = functions.tensor
+
 __all__ = [
     *dtypes.__all__,
     *functions.__all__,

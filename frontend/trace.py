@@ -137,15 +137,18 @@ class TracedDim(Dim):
         )
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, Dim):
-            return self.coef == other.coef
-        caller = sys._getframe(1).f_globals.get("__name__", "")
-        if isinstance(other, (int, tuple)) and not caller.startswith(__package__.split(".")[0]):
-            self._needs_number("comparing x.shape[0] with a number")
-        return False
+        return self._equals(other, sys._getframe(1))
 
     def __ne__(self, other: object) -> bool:
-        return not self.__eq__(other)
+        return not self._equals(other, sys._getframe(1))
+
+    def _equals(self, other: object, caller: FrameType) -> bool:
+        if isinstance(other, Dim):
+            return self.coef == other.coef
+        module = caller.f_globals.get("__name__", "")
+        if isinstance(other, (int, tuple)) and not module.startswith(__package__.split(".")[0]):
+            self._needs_number("comparing x.shape[0] with a number")
+        return False
 
     def __hash__(self) -> int:
         return hash((self.coef,))

@@ -124,11 +124,71 @@ class _Planner:
             for value in node.values:
                 if value in self.plan.locations:
                     continue
-                end = len(self.order) if value in pinned else max([at, *self.readers.get(value, [])])
-                made = self._buffer(node, value, at, end)
-                reuse = next((b for b in dying if b.slot == made.slot and b.size == made.size), None)
-                if reuse is not None and self._element_size(value) == dying[reuse_key(reuse)]:
-                    reuse.end = end
-                    made = reuse
+                end = max([at, *self.readers.get(value, [])])
+                made = self._buffer(value, at, len(self.order) if value in pinned else end)
+                over = next((o for o in dying if self._same_size(o, value, buffers, made)), None)
+                if over is not None:
+                    dying.remove(over)
+                    buffers[over].end = made.end
+                    made = buffers[over]
                 buffers[value] = made
         return buffers
+
+    def _buffer(self, value: Value, start: int, end: int) -> Buffer:
+        kind = self.graph.type(value)
+        count = numel(kind.shape)
+        slot = "batch" if isinstance(count, Dim) else "fixed"
+        if value.node in self.hoisted:
+            slot = "prepared"
+        elements = count.coef if isinstance(count, Dim) else count
+        return Buffer(slot, aligned(elements * kind.dtype.itemsize), start, end)
+
+    def _dying(self, node: Node, at: int, buffers: dict[Value, Buffer]) -> list[Value]:
+        """Roots of the operands that the node may write over."""
+        safe = same_index_operands(self.graph, node)
+        roots = [self.root[v] for v in node.operands]
+        return [
+            root
+            for root in dict.fromkeys(roots)
+            if root in buffers
+            and buffers[root].end == at
+            and all(i in safe for i, other in enumerate(roots) if other == root)
+        ]
+
+    def _same_size(
+        self, over: Value, value: Value, buffers: dict[Value, Buffer], made: Buffer
+    ) -> bool:
+        one, other = self.graph.type(over).dtype, self.graph.type(value).dtype
+        return one.itemsize == other.itemsize and buffers[over].slot == made.slot
+
+    def _make_staging(self, copies: list[Copy]) -> dict[Value, Buffer]:
+        """Memory at the end of the run for copies whose source is overwritten there."""
+        end = len(self.order)
+        return {c.value: self._buffer(c.value, end, end) for c in copies if c.staged}
+
+    # -- the steps -----------------------------------------------------------------------------
+
+    def _make_steps(self) -> None:
+        locations = self.plan.locations
+        for node in self.order:
+            results = tuple(locations[v] for v in node.values)
+            step = Step(
+                node,
+                tuple(locations[v] for v in node.operands),
+                results,
+                commits=any(r.slot.startswith("state:") for r in results),
+            )
+            (self.plan.prepare if node.name in self.hoisted else self.plan.steps).append(step)
+
+    def _make_copies(self, copies: list[Copy], staging: dict[Value, Buffer]) -> None:
+        """Outputs first, then what reads state that is about to change, then the commits."""
+        sources = dict(self.plan.locations)
+        for value, buffer in staging.items():
+            stage = Location(buffer.slot, buffer.offset)
+            self.plan.steps.append(Step(None, (sources[value],), (stage,), value))
+            sources[value] = stage
+        for copy in sorted(copies, key=lambda c: c.commits):
+            source = sources[copy.value] if copy.staged else self.plan.locations[copy.value]
+            self.plan.steps.append(
+                Step(None, (source,), (copy.target,), copy.value, copy.commits)
+            )

@@ -1,0 +1,119 @@
+"""What holds for every pass: the graph stays valid, its text round-trips, its results stay."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from netwright.ir.graph import Graph
+from netwright.ir.interpreter import evaluate
+from netwright.ir.text import parse
+from netwright.ir.verify import verify
+from netwright.passes.assign_layout import assign_layout
+from netwright.passes.eliminate_common_subexpressions import eliminate_common_subexpressions
+from netwright.passes.eliminate_dead_code import eliminate_dead_code
+from netwright.passes.eliminate_redundant_softmax import eliminate_redundant_softmax
+from netwright.passes.fold_constants import fold_constants
+from netwright.passes.fuse_conv_bn_relu import fuse_conv_bn_relu
+from netwright.passes.fuse_elementwise import fuse_elementwise
+from netwright.passes.fuse_reductions import fuse_reductions
+from netwright.passes.pack_weights import pack_weights
+from netwright.passes.rewriting import Ledger
+from netwright.passes.simplify import simplify
+
+Pass = Callable[[Graph, Ledger], Graph]
+
+
+def _pack(graph: Graph, ledger: Ledger) -> Graph:
+    return pack_weights(graph, lambda n, dtype: 8, ledger)
+
+
+PASSES: dict[str, Pass] = {
+    "eliminate_redundant_softmax": eliminate_redundant_softmax,
+    "simplify": simplify,
+    "fold_constants": fold_constants,
+    "eliminate_common_subexpressions": eliminate_common_subexpressions,
+    "eliminate_dead_code": eliminate_dead_code,
+    "assign_layout": assign_layout,
+    "fuse_conv_bn_relu": fuse_conv_bn_relu,
+    "fuse_elementwise": fuse_elementwise,
+    "fuse_reductions": fuse_reductions,
+    "pack_weights": _pack,
+}
+SEEDS = range(30)
+
+
+def _check(before: Graph, after: Graph, values: dict[str, np.ndarray]) -> None:
+    verify(after)
+    assert parse(str(after)) == after
+    old, new = evaluate(before, values), evaluate(after, values)
+    assert list(old) == list(new)
+    for name in old:
+        assert old[name].dtype == new[name].dtype
+        np.testing.assert_allclose(new[name], old[name], rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_a_pass_keeps_the_results_of_random_graphs(
+    name: str, random_graph: Callable[..., Graph], graph_values: Callable[..., dict]
+) -> None:
+    for seed in SEEDS:
+        graph = random_graph(seed, regions=seed % 3 == 0)
+        before = str(graph)
+        after = PASSES[name](graph, Ledger())
+        assert str(graph) == before, "the pass changed its input"
+        _check(graph, after, graph_values(graph, seed=seed))
+
+
+def test_all_passes_in_order_keep_the_results_of_random_graphs(
+    random_graph: Callable[..., Graph], graph_values: Callable[..., dict]
+) -> None:
+    for seed in SEEDS:
+        graph = after = random_graph(seed, size=40)
+        values, ledger = graph_values(graph, n=4, seed=seed), Ledger()
+        for apply in PASSES.values():
+            after = apply(after, ledger)
+            _check(graph, after, values)
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_a_pass_is_deterministic(name: str, random_graph: Callable[..., Graph]) -> None:
+    for seed in range(5):
+        texts = {str(PASSES[name](random_graph(seed), Ledger())) for _ in range(3)}
+        assert len(texts) == 1
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_a_second_run_of_a_pass_changes_nothing(
+    name: str, random_graph: Callable[..., Graph]
+) -> None:
+    for seed in range(10):
+        once = PASSES[name](random_graph(seed), Ledger())
+        assert PASSES[name](once, Ledger()) == once
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_the_order_of_inputs_and_the_names_of_results_stay(
+    name: str, random_graph: Callable[..., Graph]
+) -> None:
+    graph = random_graph(3)
+    after = PASSES[name](graph, Ledger())
+    assert [n.attrs["path"] for n in after.sources("input")] == [
+        n.attrs["path"] for n in graph.sources("input")
+    ]
+    assert list(after.outputs) == list(graph.outputs)
+    assert list(after.updates) == list(graph.updates)
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_new_nodes_keep_a_source(name: str, random_graph: Callable[..., Graph]) -> None:
+    """Whatever computes something says which module and line it comes from."""
+    for seed in range(5):
+        graph = random_graph(seed)
+        after = PASSES[name](graph, Ledger())
+        known = {n.source for n in graph.nodes}
+        assert all(n.source in known for n in after.nodes)
+        unsourced = {n.name for n in graph.nodes if n.operands and not str(n.source)}
+        assert not any(
+            n.operands and not str(n.source) and n.name not in unsourced for n in after.nodes
+        )
