@@ -142,8 +142,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(9, 0.55 * len(rows) + 1.5))
     places = np.arange(len(rows))[::-1]
     values = [r["speedup"] for r in rows]
-    low = [v - r["eager"]["median_ms"] / r["compiled"]["q3_ms"] for v, r in zip(values, rows)]
-    high = [r["eager"]["median_ms"] / r["compiled"]["q1_ms"] - v for v, r in zip(values, rows)]
+    low = [r["speedup"] - r["eager"]["median_ms"] / r["compiled"]["q3_ms"] for r in rows]
+    high = [r["eager"]["median_ms"] / r["compiled"]["q1_ms"] - r["speedup"] for r in rows]
     colors = ["#2a78b8" if r["mode"] == "inference" else "#d9822b" for r in rows]
     axes.barh(places, values, xerr=[np.maximum(low, 0), np.maximum(high, 0)], color=colors)
     axes.axvline(1, color="black", linewidth=0.8)

@@ -1,4 +1,4 @@
-"""What a model's compiled code depends on besides its inputs: modes, attributes, frozen parameters."""
+"""What compiled code depends on besides its inputs: modes, attributes, frozen parameters."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Fingerprint:
         self._seen = -1
         self._value: Any = None
         self._trained: dict[str, Tensor] = {}
+        self._modes: list[tuple[Module, bool]] = []
 
     @property
     def value(self) -> Any:
@@ -38,11 +39,18 @@ class Fingerprint:
         self._refresh()
         return self._trained
 
+    @property
+    def modes(self) -> list[tuple[Module, bool]]:
+        """Every module and whether it is in training mode."""
+        self._refresh()
+        return self._modes
+
     def _refresh(self) -> None:
         if self._seen == structure.count:
             return
         self._seen = structure.count
         self._trained = {p: t for p, t in self._roots[0].named_parameters() if t.requires_grad}
+        self._modes = [(m, m.training) for root in self._roots for m in root.modules()]
         self._value = tuple(
             (path, *_attributes(module))
             for root in self._roots

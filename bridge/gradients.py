@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from ..compiler import Compilation
 from ..frontend.tensor import Tensor
-from ..ir.types import numel
+from ..ir.types import shape_at
 from ..passes.differentiate import GRAD
 from ..passes.split_backward import SAVED
 from ..runtime.memory import ALIGN, Blocks
 from .call import Call
 from .variant import State, Variant, empty
-
 
 Wanted = dict[str | int, Tensor]
 """The tensors that need a gradient: parameters by path, inputs by position."""
@@ -59,17 +59,18 @@ class Backward:
 
     def take(self, n: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Memory for the saved values of one forward run, and its views by name."""
-        sizes = [
-            -(-int(numel(k.at(n).shape)) * k.dtype.itemsize // ALIGN) * ALIGN
-            for k in self.saved.values()
-        ]
-        block = self.blocks.take(max(sum(sizes), ALIGN))
+        arrays = {name: kind.at(n) for name, kind in self.saved.items()}
+        counts = {
+            name: math.prod(shape_at(kind.shape, n)) * kind.dtype.itemsize
+            for name, kind in arrays.items()
+        }
+        padded = {name: -(-count // ALIGN) * ALIGN for name, count in counts.items()}
+        block = self.blocks.take(max(sum(padded.values()), ALIGN))
         views, offset = {}, 0
-        for (name, kind), size in zip(self.saved.items(), sizes, strict=True):
-            shape = kind.at(n).shape
-            count = int(numel(shape)) * kind.dtype.itemsize
-            views[name] = block[offset : offset + count].view(kind.dtype.np).reshape(shape)  # type: ignore[arg-type]
-            offset += size
+        for name, kind in arrays.items():
+            part = block[offset : offset + counts[name]]
+            views[name] = part.view(kind.dtype.np).reshape(shape_at(kind.shape, n))
+            offset += padded[name]
         return block, views
 
 

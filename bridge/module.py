@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -52,13 +53,13 @@ class CompiledModule(Inspection, Module):
         delattr(self._model, name)
 
     def __len__(self) -> int:
-        return len(self._model)  # type: ignore[arg-type]
+        return len(self._model)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._model)  # type: ignore[call-overload]
+        return iter(self._model)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._model[index]  # type: ignore[index]
+        return self._model[index]
 
     def __repr__(self) -> str:
         return f"Compiled({self._model!r})"
@@ -79,16 +80,22 @@ class CompiledModule(Inspection, Module):
             )
         wanted = self._wanted(call) if grad_mode.is_grad_enabled() else {}
         if wanted and self._model.training:
-            training = self._training_variant(call)
-            n = training.batch(call.leaves)
-            function, arrays = run_training(training, n, call, wanted)
-            return training.assemble(_recorded(function, arrays))
+            return self._train(call, wanted)
         variant = self._variant("eval", (), call, _compile_inference, Variant)
+        if wanted and not variant.repeatable:
+            return self._train(call, wanted)
         arrays = self._run(variant, call)
         if not wanted:
             return variant.assemble({k: dispatch.wrap(a) for k, a in arrays.items()})
-        lazy = LazyBackward(partial(self._training_variant, call), call, wanted)
+        lazy = LazyBackward(self._later_training_variant(call, wanted), call, wanted)
         return variant.assemble(_recorded(lazy, arrays))
+
+    def _train(self, call: Call, wanted: Wanted) -> Any:
+        """Forward that keeps what backward needs."""
+        training = self._training_variant(call, wanted)
+        n = training.batch(call.leaves)
+        function, arrays = run_training(training, n, call, wanted)
+        return training.assemble(_recorded(function, arrays))
 
     def _run(self, variant: Variant, call: Call) -> dict[str, np.ndarray]:
         n = variant.batch(call.leaves)
@@ -104,10 +111,22 @@ class CompiledModule(Inspection, Module):
         wanted.update(self._fingerprint.trained)
         return wanted
 
-    def _training_variant(self, call: Call) -> TrainingVariant:
-        needs = tuple(self._wanted(call))
+    def _training_variant(self, call: Call, wanted: Wanted) -> TrainingVariant:
+        needs = tuple(wanted)
         build = partial(_compile_training, needs=needs)
         return self._variant("train", needs, call, build, TrainingVariant)
+
+    def _later_training_variant(
+        self, call: Call, wanted: Wanted
+    ) -> Callable[[], TrainingVariant]:
+        """The training variant for the modes of now, to be made when backward runs."""
+        modes = self._fingerprint.modes
+
+        def make() -> TrainingVariant:
+            with self._compile_lock, _in_modes(modes):
+                return self._training_variant(call, wanted)
+
+        return make
 
     def _variant(
         self,
@@ -146,6 +165,19 @@ class CompiledModule(Inspection, Module):
                     key = exact
                 self._variants[key] = variant
         return self._variants[key]
+
+
+@contextmanager
+def _in_modes(modes: list[tuple[Module, bool]]) -> Iterator[None]:
+    """Sets the modules' training flags; afterwards they are what they were before."""
+    changed = [(module, mode) for module, mode in modes if module.training != mode]
+    for module, mode in changed:
+        module.training = mode
+    try:
+        yield
+    finally:
+        for module, mode in changed:
+            module.training = not mode
 
 
 def _compile_inference(made: Compilation, options: Options) -> None:

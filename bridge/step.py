@@ -160,7 +160,8 @@ class CompiledStep(Inspection):
         ]
         compiler.compile_step(made, updates, self._options)
         reached = made.stages["optimized"].updates
-        compiler.warn(lint_gradients([u.path for u in updates], reached), self._warned)
+        warnings = lint_gradients(made.traced.graph, [u.path for u in updates], reached)
+        compiler.warn(warnings, self._warned)
         return StepVariant(made, self.optimizer, updates, groups)
 
 

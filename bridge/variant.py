@@ -77,6 +77,8 @@ class Variant:
             for name, v in self.graph.outputs.items()
             if not name.startswith(SAVED)
         }
+        self.repeatable = not (self.graph.updates or self.traced.random_streams)
+        """Whether a second run gives the same results and changes nothing."""
         self._inputs = {n.attrs["path"]: n.type for n in self.graph.sources("input")}
         self._checked: set[int] = set()
         self.fixed_batch = not any(

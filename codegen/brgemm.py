@@ -7,7 +7,9 @@ Building Block", arXiv:1906.06440), which makes one generator serve matrix produ
 and their gradients: they differ in row offsets and steps only.
 
 Every output element has one accumulator that takes the products in the order of the reduction, so
-its bits do not depend on the tile that computed it.
+its bits do not depend on the tile that computed it. Long reductions are summed in blocks, whose
+sums are then added in memory: the rounding error of one long sum would be several times that of
+other libraries, which do the same.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ from .text import Function, Loop
 # Multiply-adds in the body of the innermost loop; above that LLVM gets slow and gains nothing.
 _UNROLLED = 48
 _STRAIGHT = 128
+# A reduction of more steps than this is summed in blocks of a number of steps in this range.
+LONGEST_SUM = 512
+_BLOCK_STEPS = (128, 384)
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,18 @@ class Tile:
         count = reach // step + 1 if step > 0 else 0
         return min(count, 5) if count > 1 else 0
 
+    @property
+    def blocked(self) -> bool:
+        """Whether the sum is cut into blocks that are added in memory."""
+        total = _constant_trips(self.loops)
+        return total is not None and total > LONGEST_SUM
+
+    @property
+    def sums_bytes(self) -> int:
+        """Memory that the blocks of the sum need."""
+        size = self.rows * self.vectors * self.lanes * self.dtype.itemsize
+        return size if self.blocked else 0
+
     def active(self, vector: int) -> str | None:
         """The mask of the lanes in use, or None if all are."""
         if vector < self.vectors - 1 or self.tail == self.lanes:
@@ -126,15 +143,18 @@ class Epilogue(Protocol):
 def micro_kernel(
     symbol: str, tile: Tile, epilogue: Epilogue, counts: Sequence[str] = ()
 ) -> Function:
-    """``void @symbol(ptr a, ptr b, <parameters of the epilogue>, i64 counts..., [i64 0])``.
+    """``void @symbol(ptr a, ptr b, <epilogue's parameters>, i64 counts..., [ptr sums], [i64 0])``.
 
-    The zero is there if the rows of the tile overlap in memory. Otherwise LLVM would find out that
-    one row reads elements that another has read, and would keep all of them in registers that the
-    accumulators need; added to an address, the zero hides this.
+    ``sums`` is private memory for a tile whose reduction is ``blocked``. The zero is there if the
+    rows of the tile overlap in memory. Otherwise LLVM would find out that one row reads elements
+    that another has read, and would keep all of them in registers that the accumulators need; added
+    to an address, the zero hides this.
     """
     params = [("ptr noalias readonly", "a"), ("ptr noalias readonly", "b")]
     params += epilogue.params()
     params += [("i64", name) for name in counts]
+    if tile.blocked:
+        params.append(("ptr noalias", "sums"))
     if tile.overlap:
         params.append(("i64", "nothing"))
     f = Function(symbol, params, attributes="noinline nounwind")
@@ -143,7 +163,11 @@ def micro_kernel(
     start = [lane or zero for lane in epilogue.initial(e, tile)]
     sums = [lane.text for _ in range(tile.rows) for lane in start]
     if tile.loops:
-        sums = _Product(f, e, tile).nest(tile.loops, "%a", "%b", sums)
+        product = _Product(f, e, tile)
+        if tile.blocked:
+            sums = product.in_blocks(sums)
+        else:
+            sums = product.nest(tile.loops, "%a", "%b", sums)
     lanes = [Lane(text, tile.dtype) for text in sums]
     rows = [lanes[i * tile.vectors : (i + 1) * tile.vectors] for i in range(tile.rows)]
     epilogue.finish(e, tile, rows)
@@ -165,6 +189,51 @@ class _Product:
         # The scheduler for AArch64 moves loads up until it spills; smaller blocks stop it.
         self.straightest = _STRAIGHT if tile.lanes * self.size > 16 else _STRAIGHT // 2
         f.declare(f"declare {self.kind} @{self.fma}({', '.join([self.kind] * 3)})")
+
+    def in_blocks(self, start: list[str]) -> list[str]:
+        """The whole reduction, in blocks that are added up in the memory at ``%sums``."""
+        for k, value in enumerate(start):
+            self.f.store(self.kind, value, self._at("%sums", k * self.tile.lanes), self.size)
+        self._blocks(self.tile.loops, "%a", "%b")
+        return [self._sum(k) for k in range(len(start))]
+
+    def _blocks(self, loops: Sequence[Reduction], a: str, b: str) -> None:
+        """The loops around the blocks, and the blocks."""
+        low, high = _BLOCK_STEPS
+        head, inner = loops[0], loops[1:]
+        total = int(head.count) * (_constant_trips(inner) or 0)
+        if not inner and total > high:
+            size = _block_size(total)
+            blocks, rest = divmod(total, size)
+            step = Reduction(blocks, size * head.a_step, size * head.b_step)
+            body = Reduction(size, head.a_step, head.b_step)
+            self._blocks([step, body], a, b)
+            if rest:
+                a, b = self._at(a, blocks * step.a_step), self._at(b, blocks * step.b_step)
+                self._block([Reduction(rest, head.a_step, head.b_step)], a, b)
+        elif not inner or (total // int(head.count) < low and total <= high):
+            self._block(loops, a, b)
+        elif head.count == 1:
+            self._blocks(inner, a, b)
+        else:
+            with self._loop(head.count, a, b, []) as loop:
+                a, b = loop.carried
+                if total // int(head.count) <= high:
+                    self._block(inner, a, b)
+                else:
+                    self._blocks(inner, a, b)
+                loop.next = [self._at(a, head.a_step), self._at(b, head.b_step)]
+
+    def _block(self, loops: Sequence[Reduction], a: str, b: str) -> None:
+        """Adds the sum over the loops to the memory at ``%sums``."""
+        zero = self.e.constant(0.0, self.tile.dtype).text
+        sums = self.nest(loops, a, b, [zero] * self.work)
+        for k, value in enumerate(sums):
+            total = self.f.emit(f"fadd {self.kind} {self._sum(k)}, {value}")
+            self.f.store(self.kind, total, self._at("%sums", k * self.tile.lanes), self.size)
+
+    def _sum(self, k: int) -> str:
+        return self.f.load(self.kind, self._at("%sums", k * self.tile.lanes), self.size)
 
     def nest(self, loops: Sequence[Reduction], a: str, b: str, sums: list[str]) -> list[str]:
         """The loops from the given one inwards, starting at the addresses ``a`` and ``b``."""
@@ -277,6 +346,15 @@ class _Product:
                 if near > 1 and count % near == 0:
                     return near
         return unroll
+
+
+def _block_size(total: int) -> int:
+    """Steps per block: a divisor of the total if there is one that is not too small or large."""
+    low, high = _BLOCK_STEPS
+    for size in range(high, low - 1, -1):
+        if total % size == 0 and size % 4 == 0:
+            return size
+    return total // -(-total // high)
 
 
 def _constant_trips(loops: Sequence[Reduction]) -> int | None:

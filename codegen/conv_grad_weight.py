@@ -25,8 +25,10 @@ from .target import Target
 from .text import Function
 
 # Pixels per block: the gradient of a panel of channels stays in the first level cache. Images that
-# are smaller share a block, because every block reads and writes all partial sums.
+# are smaller share a block, because every block reads and writes all partial sums; where these
+# exceed the second level cache, blocks are longer.
 _PIXELS = 192
+_PIXELS_LARGE = 384
 # Multiply-adds of all tiles that differ, unrolled four times.
 _TILES = 400
 
@@ -99,8 +101,11 @@ class _Writer:
         self.panel = choose_panel(spec.group_outputs, target, spec.dtype)
         self.panels = -(-spec.group_outputs // self.panel)
         self.tallest = register_rows(target)[self.panel // self.lanes]
-        self.block_rows = max(1, min(spec.out[0], _PIXELS // spec.out[1]))
-        self.block_images = max(1, _PIXELS // (spec.out[0] * spec.out[1]))
+        taps = spec.kernel[0] * spec.kernel[1]
+        large = spec.outputs * spec.group_inputs * taps * spec.dtype.itemsize > target.l2
+        pixels = _PIXELS_LARGE if large else _PIXELS
+        self.block_rows = max(1, min(spec.out[0], pixels // spec.out[1]))
+        self.block_images = max(1, pixels // (spec.out[0] * spec.out[1]))
         self.copied = not (spec.rows.plain and spec.columns.plain)
         height = spec.rows.extent(self.block_rows)
         self.copy = PaddedCopy(spec.dtype, spec.rows, spec.columns, spec.inputs, height)
@@ -297,7 +302,8 @@ class _Writer:
                     )  # fmt: skip
                     name = self.micro.name(tile, epilogue, ("count",))
                     extra = ", i64 0" if tile.overlap else ""
-                    f.do(f"call void @{name}(ptr {a}, ptr {b}, ptr {into}, i64 {count}{extra})")
+                    args = f"ptr {a}, ptr {b}, ptr {into}, i64 -1, i64 {count}{extra}"
+                    f.do(f"call void @{name}({args})")
 
     def _write(self, sums: str, first: Size, stop: Size) -> None:
         """Writes the finished tiles as (O, I, KH, KW)."""

@@ -143,6 +143,7 @@ class _Writer:
         self.block_rows = self._block_rows()
         self.copy = self._copy(self.block_rows)
         self.pitch = (self.copy.width if self.copied else spec.columns.size) * spec.inputs
+        self.scratch = self._block_bytes() + self._weight_bytes()
 
     def _copy(self, rows: int) -> PaddedCopy:
         spec = self.spec
@@ -212,12 +213,9 @@ class _Writer:
             "".join(g.render() for g in functions),
             frozenset().union(*(g.declarations for g in functions)),
             TaskCount(tasks),
-            self._scratch(),
+            self.scratch,
             spec.flops,
         )
-
-    def _scratch(self) -> int:
-        return self._block_bytes() + self._weight_bytes()
 
     def _block_bytes(self) -> int:
         return -(-self.copy.bytes // 64) * 64 if self.copied else 0
@@ -335,9 +333,18 @@ class _Writer:
                 args = [("ptr", here), ("ptr", b)]
                 at = plus(f, row, pixel)
                 args += self.epilogue.arguments(f, at, column, spec.outputs)
-                args += [("i64", "0")] if tile.overlap else []
+                args += self._private(tile)
                 name = self.micro.name(tile, self.epilogue)
                 f.do(f"call void @{name}({', '.join(f'{t} {v}' for t, v in args)})")
+
+    def _private(self, tile: Tile) -> list[tuple[str, str]]:
+        """The last arguments of a micro-kernel."""
+        args = [("i64", "0")] if tile.overlap else []
+        if tile.blocked:
+            at = -(-(self._block_bytes() + self._weight_bytes()) // 64) * 64
+            args.insert(0, ("ptr", self.f.element("%scratch", "i8", at)))
+            self.scratch = max(self.scratch, at + tile.sums_bytes)
+        return args
 
     def _tile(
         self, height: int, first: int, width: int, rows: Phase, columns: Phase

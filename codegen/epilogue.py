@@ -14,7 +14,7 @@ import numpy as np
 
 from ..ir.graph import Graph, Node, Value
 from ..ir.ops.record import get
-from ..ir.types import DType, Extent, TensorType
+from ..ir.types import DType, Extent, TensorType, int64
 from .body import lower_node
 from .brgemm import Tile
 from .emitter import Lane, VectorEmitter, memory_type
@@ -27,6 +27,7 @@ _COSTS = {
     "gelu": 30, "silu": 16, "softplus": 30, "elu": 16, "sin": 25, "cos": 25, "pow": 40,
     "uniform": 80, "binary_cross_entropy": 40,
 }  # fmt: skip
+ALL_ONES = "-1"
 # A body of more instructions than this is not repeated for every register of the tile.
 _INLINE_INSTRUCTIONS = 150
 
@@ -72,7 +73,7 @@ class TileEpilogue:
     ``outputs`` are the dtypes of the results, all of the anchor's shape. ``bias`` is the number of
     the kernel's input with one element per column. ``results`` are the values of ``body`` that are
     stored; without a body the tile itself is stored. ``accumulate`` first adds the tile to what the
-    first output holds.
+    first output holds, if the last argument (see ``arguments``) says so.
     """
 
     outputs: tuple[DType, ...]
@@ -90,10 +91,11 @@ class TileEpilogue:
     # -- in the kernel
 
     def arguments(
-        self, f: Function, row: Size, column: Size, pitch: int
+        self, f: Function, row: Size, column: Size, pitch: int, keep: str = ALL_ONES
     ) -> list[tuple[str, str]]:
         """What to pass for ``params()`` if the tile starts at (row, column) and rows are ``pitch``
-        elements apart."""
+        elements apart. ``keep`` is -1 to add the tile to what is there, 0 to begin with the bias.
+        """
         start = f.emit(f"mul nsw i64 {row}, {pitch}")
         linear = f.emit(f"add nsw i64 {start}, {column}")
         args = [f.element(f"%out{k}", memory_type(d), linear) for k, d in enumerate(self.outputs)]
@@ -107,6 +109,8 @@ class TileEpilogue:
         result = [("ptr", a) for a in args]
         if self._needs_index:
             result.append(("i64", linear))
+        if self.accumulate:
+            result.append(("i64", keep))
         return result
 
     @property
@@ -122,18 +126,24 @@ class TileEpilogue:
         params += [("ptr noalias readonly", f"e{k}") for k in range(len(self.operands))]
         if self._needs_index:
             params.append(("i64", "index"))
+        if self.accumulate:
+            params.append(("i64", "keep"))
         return params
 
     def initial(self, e: VectorEmitter, tile: Tile) -> list[Lane | None]:
         if self.in_memory(tile):
             count = tile.rows * tile.vectors
             e.fn.emit(f"alloca [{count} x {e.type(tile.dtype)}], align 64", _TILE)
+        if self.accumulate:
+            e.fn.emit("xor i64 %keep, -1", "%begins")
         if self.bias is None:
             return [None] * tile.vectors
-        return [
-            _load(e, _offset(e.fn, "%bias", j * tile.lanes, tile.dtype), tile.dtype, tile.active(j))
-            for j in range(tile.vectors)
-        ]
+        start: list[Lane | None] = []
+        for j in range(tile.vectors):
+            at = _offset(e.fn, "%bias", j * tile.lanes, tile.dtype)
+            bias = _load(e, at, tile.dtype, tile.active(j))
+            start.append(_only_if(e, "%begins", bias) if self.accumulate else bias)
+        return start
 
     def finish(self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]) -> None:
         if not self.in_memory(tile):
@@ -209,7 +219,8 @@ class TileEpilogue:
             return _offset(f, there, j * tile.lanes, dtype)
 
         if self.accumulate:
-            value = e.add(_load(e, place("%c0", tile.dtype), tile.dtype, active), value)
+            before = _load(e, place("%c0", tile.dtype), tile.dtype, active)
+            value = e.add(_only_if(e, "%keep", before), value)
         results = [value]
         if self.body is not None:
             operands = dict(columns)
@@ -232,6 +243,13 @@ class TileEpilogue:
 
 
 _TILE = "%tile"
+
+
+def _only_if(e: VectorEmitter, mask: str, v: Lane) -> Lane:
+    """``v`` if the i64 ``mask`` is -1, zeros (even for NaN) if it is 0."""
+    f, bits = e.fn, e.bits(v)
+    word = mask if bits.dtype is int64 else f.emit(f"trunc i64 {mask} to i32")
+    return e.unbits(e.op("and", bits, e.splat(word, bits.dtype)))
 
 
 def _offset(f: Function, base: str, elements: int, dtype: DType) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from ..ir.types import Dim, DType, Extent, numel
 from .brgemm import MicroKernels, Reduction, Tile, halving_rows, register_rows
-from .epilogue import TileEpilogue
+from .epilogue import ALL_ONES, TileEpilogue
 from .kernel import Kernel, TaskCount, symbol_for
 from .packing import PanelSource, pack_function
 from .sizes import Size, greatest, least, minus, plus, quotient, remainder, times
@@ -23,7 +23,7 @@ from .text import Function
 
 # Reductions longer than this are summed block by block, for the caches and for accuracy.
 LONGEST_REDUCTION = 1024
-_BLOCK = 512
+_BLOCK = 256
 # With fewer rows than this, B is used where it is instead of being packed first.
 _ROWS_WORTH_PACKING = 4
 _LINE = 64  # bytes of a cache line
@@ -136,6 +136,7 @@ class _GemmWriter:
         self._plan_rows()
         self._plan_b()
         self._plan_a()
+        self.sums_at = -(-self.scratch // _LINE) * _LINE
 
     def _plan_rows(self) -> None:
         """The height of a unit: the tallest tile, or less so that static extents divide evenly."""
@@ -232,10 +233,8 @@ class _GemmWriter:
     def _blocks(self, line: _Line) -> None:
         """All units for one block of the reduction after the other."""
         f, spec = self.f, self.spec
-        start = TileEpilogue((spec.dtype,), self.epilogue.bias)
-        middle = TileEpilogue((spec.dtype,), accumulate=True)
-        last = replace(self.epilogue, bias=None, accumulate=True)
-        self._units(line, 0, None, [(start, "true")])
+        middle = TileEpilogue((spec.dtype,), self.epilogue.bias, accumulate=True)
+        last = replace(self.epilogue, accumulate=True)
         # An empty reduction is one block, too: it applies the epilogue.
         with f.loop(greatest(f, line.k, 1), step=spec.block) as loop:
             count = least(f, minus(f, line.k, loop.index), spec.block)
@@ -249,13 +248,12 @@ class _GemmWriter:
         self,
         line: _Line,
         k: Size,
-        count: Size | None,
+        count: Size,
         epilogues: Sequence[tuple[TileEpilogue, str]],
     ) -> None:
         """All units of the range, for steps [k, k + count) of the reduction.
 
-        Without ``count`` the results are set to what the epilogue starts from. The epilogue is the
-        one whose condition holds.
+        The epilogue is the one whose condition holds.
         """
         f, spec = self.f, self.spec
         per_product = times(f, line.units, spec.panels)
@@ -293,12 +291,14 @@ class _GemmWriter:
         self,
         run: _Run,
         k: Size,
-        count: Size | None,
+        count: Size,
         epilogues: Sequence[tuple[TileEpilogue, str]],
     ) -> None:
         """Rows [row, end) of one panel."""
         f, spec = self.f, self.spec
-        b = self._panel_of_b(run, k, count) if count is not None else "null"
+        b = self._panel_of_b(run, k, count)
+        started = f.emit(f"icmp sgt i64 {k}, 0") if self.spec.blocked else "false"
+        keep = f.emit(f"sext i1 {started} to i64") if self.spec.blocked else ALL_ONES
         rest = spec.n - (spec.panels - 1) * spec.panel
         widths = [(rest, "true")]
         if spec.panels > 1 and rest != spec.panel:
@@ -310,17 +310,17 @@ class _GemmWriter:
                 if "true" not in (condition, other):
                     both = f.emit(f"and i1 {condition}, {other}")
                 with f.when(both):
-                    self._rows(run, b, count, width, epilogue)
+                    self._rows(run, b, count, width, epilogue, keep)
 
     def _block_of_a(
-        self, item: Size, line: _Line, top: Size, rows: Size, k: Size, count: Size | None
+        self, item: Size, line: _Line, top: Size, rows: Size, k: Size, count: Size
     ) -> str:
         """The address of row ``top`` of A from step k on, or of a copy with short steps."""
         f, spec = self.f, self.spec
         at = plus(f, times(f, top, spec.a_row), times(f, k, spec.a_k))
         at = plus(f, self._offsets(item, line)[0], at)
         source = f.element(self.a, self.scalar, at)
-        if not self.a_pitch or count is None:
+        if not self.a_pitch:
             return source
         copy = f.element("%scratch", "i8", self.copy_at)
         # Whatever is a row in memory (a row or a column of A) is copied as one.
@@ -387,36 +387,44 @@ class _GemmWriter:
         return "%scratch"
 
     def _rows(
-        self, run: _Run, b: str, count: Size | None, width: int, epilogue: TileEpilogue
+        self, run: _Run, b: str, count: Size, width: int, epilogue: TileEpilogue, keep: str
     ) -> None:
         """Tiles over the rows of the run."""
         f, spec = self.f, self.spec
         vectors = -(-width // self.lanes)
         column = times(f, run.panel, spec.panel)
         row: Size = run.row
-        for height in self._heights(vectors) if count is not None else [1]:
-            tile = self._tile(height, vectors, width, count)
+        for height in self._heights(vectors):
+            tile = self._tile(height, vectors, width)
             with f.loop(minus(f, run.end, height - 1), start=row, step=height) as loop:
                 a = f.element(run.a, self.scalar, times(f, loop.index, self.a_row))
                 args = [("ptr", a), ("ptr", b)]
-                args += epilogue.arguments(f, plus(f, run.base, loop.index), column, spec.n)
+                at = plus(f, run.base, loop.index)
+                args += epilogue.arguments(f, at, column, spec.n, keep)
                 counts: tuple[str, ...] = ()
-                if tile.loops and not isinstance(tile.loops[0].count, int):
+                if spec.blocked:
                     args.append(("i64", str(count)))
                     counts = ("count",)
-                args += [("i64", "0")] if tile.overlap else []
+                args += self._private(tile)
                 name = self.micro.name(tile, epilogue, counts)
                 f.do(f"call void @{name}({', '.join(f'{t} {v}' for t, v in args)})")
             row = loop.index
+
+    def _private(self, tile: Tile) -> list[tuple[str, str]]:
+        """The last arguments of a micro-kernel."""
+        args = [("i64", "0")] if tile.overlap else []
+        if tile.blocked:
+            args.insert(0, ("ptr", self.f.element("%scratch", "i8", self.sums_at)))
+            self.scratch = max(self.scratch, self.sums_at + tile.sums_bytes)
+        return args
 
     def _heights(self, vectors: int) -> list[int]:
         static = isinstance(self.spec.m, int)
         return tile_heights(self.unit, self.rows[vectors], static, self.rest)
 
-    def _tile(self, height: int, vectors: int, width: int, count: Size | None) -> Tile:
+    def _tile(self, height: int, vectors: int, width: int) -> Tile:
         spec = self.spec
         trips: int | str = "%count" if spec.blocked else int(spec.k)  # type: ignore[arg-type]
-        loops = () if count is None else (Reduction(trips, self.a_k, self.b_step),)
         return Tile(
             spec.dtype,
             self.lanes,
@@ -424,7 +432,7 @@ class _GemmWriter:
             tuple(i * spec.n for i in range(height)),
             vectors,
             width - (vectors - 1) * self.lanes,
-            loops,
+            (Reduction(trips, self.a_k, self.b_step),),
             self.b_mode != "direct",
             spec.n,
         )

@@ -63,17 +63,24 @@ def trace(
     symbolic batch; raises BatchSpecializationError if the program needs it as a number.
     """
     tracer = _Tracer(modules, name)
-    kwargs = kwargs or {}
-    named = _bind_names(program, args, kwargs)
-    leaves = tree.flatten(named, _is_tensor)
-    batch = _batch_extent([t for _, t in leaves]) if dynamic else None
-    symbols = {id(t): tracer.input(path, t, batch) for path, t in leaves}
+    # One tensor may stand in two places, and names bind in another order than that of the call:
+    # each place gets a slot of its own.
+    slots: list[_Slot] = []
 
-    def symbol(t: Tensor) -> Tensor:
-        return symbols[id(t)]
+    def slot(t: Tensor) -> _Slot:
+        slots.append(_Slot(t))
+        return slots[-1]
 
-    traced_args = tree.map_leaves(args, _is_tensor, symbol)
-    traced_kwargs = tree.map_leaves(kwargs, _is_tensor, symbol)
+    placed_args = tree.map_leaves(args, _is_tensor, slot)
+    placed_kwargs = tree.map_leaves(kwargs or {}, _is_tensor, slot)
+    named = _bind_names(program, placed_args, placed_kwargs)
+    path_of = {id(found): path for path, found in tree.flatten(named, _is_slot)}
+    paths = [path_of[id(s)] for s in slots]
+    batch = _batch_extent([s.tensor for s in slots]) if dynamic else None
+    for s, path in zip(slots, paths, strict=True):
+        s.symbol = tracer.input(path, s.tensor, batch)
+    traced_args = tree.map_leaves(placed_args, _is_slot, _symbol_of)
+    traced_kwargs = tree.map_leaves(placed_kwargs, _is_slot, _symbol_of)
     previous, dispatch.tracer = dispatch.tracer, tracer
     tracer.root_frame = sys._getframe()
     try:
@@ -92,7 +99,6 @@ def trace(
         names[id(tensor)] = path or "out"
         tracer.graph.outputs[path or "out"] = tracer.value_of(tensor)
     refs = tree.map_leaves(result, _is_tensor, lambda t: OutputRef(names[id(t)]))
-    paths = [path for path, _ in leaves]
     return Traced(tracer.graph, paths, refs, tracer.used_state, tracer.streams)
 
 
@@ -102,6 +108,23 @@ def is_symbolic_leaf(value: Any) -> bool:
 
 
 _is_tensor = is_symbolic_leaf
+
+
+class _Slot:
+    """One place of the arguments: the tensor that was passed there, and its symbol."""
+
+    symbol: Tensor
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def _is_slot(value: Any) -> bool:
+    return isinstance(value, _Slot)
+
+
+def _symbol_of(slot: _Slot) -> Tensor:
+    return slot.symbol
 
 
 def _batch_extent(tensors: list[Any]) -> int | None:
@@ -145,8 +168,8 @@ class TracedDim(Dim):
     def _equals(self, other: object, caller: FrameType) -> bool:
         if isinstance(other, Dim):
             return self.coef == other.coef
-        module = caller.f_globals.get("__name__", "")
-        if isinstance(other, (int, tuple)) and not module.startswith(__package__.split(".")[0]):
+        package = caller.f_globals.get("__name__", "").partition(".")[0]
+        if isinstance(other, (int, tuple)) and package != __name__.partition(".")[0]:
             self._needs_number("comparing x.shape[0] with a number")
         return False
 

@@ -88,7 +88,8 @@ class _Parser(Tokens):
             raise self.error(f"%{value.node} is not defined before this line", start)
         results = len(graph.node(value.node).types)
         if value.index >= results:
-            raise self.error(f"%{value.node} has {results} results, there is no {value}", start)
+            count = f"{results} result{'' if results == 1 else 's'}"
+            raise self.error(f"%{value.node} has {count}, there is no {value}", start)
         return value
 
     def node(self, graph: Graph, depth: int) -> None:

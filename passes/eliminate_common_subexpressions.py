@@ -51,7 +51,7 @@ def eliminate_common_subexpressions(graph: Graph, ledger: Ledger | None = None) 
 
 
 def _attrs_key(node: Node) -> tuple[Any, ...]:
-    items = []
+    items: list[tuple[Any, ...]] = []
     for key in sorted(node.attrs):
         value = node.attrs[key]
         if isinstance(value, np.ndarray):

@@ -65,5 +65,10 @@ def fold_constants(graph: Graph, ledger: Ledger | None = None) -> Graph:
 
 
 def _fits(node: Node, operand_elements: int) -> bool:
-    total = sum(int(numel(kind.shape)) for kind in node.types)  # type: ignore[arg-type]
+    total = 0
+    for kind in node.types:
+        size = numel(kind.shape)
+        if not isinstance(size, int):
+            return False
+        total += size
     return total <= MAX_ELEMENTS and total <= operand_elements + MAX_GROWTH

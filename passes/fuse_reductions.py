@@ -13,8 +13,8 @@ After::
 The operand, a single elementwise operator or an elementwise region of one result, is never written
 to memory. Code F401; F402 declines.
 
-Skips: an operand that is used elsewhere or is a result of the graph (F402); ``uniform`` in it, whose
-draws need an index that the reduction's loop does not have (F402); argmax and argmin.
+Skips: an operand that is used elsewhere or is a result of the graph (F402); ``uniform`` in it,
+whose draws need an index that the reduction's loop does not have (F402); argmax and argmin.
 """
 
 from __future__ import annotations

@@ -6,129 +6,133 @@ Before::
 
 After::
 
-    %pw: f32[7840] = pack_matrix(%w) {panel=16, transpose=True}
-    %y: f32[N,10] = linear_packed(%x, %pw, %b) {out_features=10, panel=16}
+    %y_packed: f32[12544] = pack_matrix(%w) {panel=16, transpose=True}
+    %y: f32[N,10] = linear_packed(%x, %y_packed, %b) {out_features=10, panel=16}
 
-A pack of a parameter is a function of parameters alone: in inference the runtime computes it when
-a parameter changes; a training step computes it once per step.
+The same inside of ``contraction`` regions. A pack of a parameter is a function of state alone: in
+inference the runtime computes it when a parameter changes; a training step computes it once per
+step. Two users of one weight in one form share its pack. Code P101.
 
-Skips: convolutions that are not channels-last, which have no packed kernel.
+Skips: convolutions that are not channels-last, which have no packed kernel; a region whose weight
+has another use inside of it; weights of symbolic size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..ir.graph import Graph, Node, Value
 from ..ir.types import DType
-from .rewriting import Ledger, rebuild
+from .rewriting import Ledger, add_like, rebuild
 
+NAME = "pack_weights"
 ChoosePanel = Callable[[int, DType], int]
+"""``(columns, dtype)``: the width of the panels in which a kernel reads such a matrix."""
+_PACKED = ("linear", "conv2d", "conv2d_grad_input")
 
 
 def pack_weights(
     graph: Graph, choose_panel: ChoosePanel, ledger: Ledger | None = None
 ) -> Graph:
     """The graph with packed operands for linear and convolution kernels."""
-    packs: dict[tuple[Any, ...], Value] = {}
+    packer = _Packer(choose_panel, ledger)
+    return rebuild(graph, packer.emit)
 
-    def pack(new: Graph, node: Node, weight: Value, op: str, **attrs: Any) -> Value:
-        key = (weight, op, tuple(sorted(attrs.items())))
-        if key not in packs:
-            packs[key] = new.add(op, weight, source=node.source, **attrs)
-        return packs[key]
 
-    def emit(new: Graph, node: Node, operands: list[Value]) -> tuple[Value, ...] | None:
-        if node.op == "fused":
-            return _emit_region(new, node, operands, pack, choose_panel)
-        packed = _packing(node, node.type.dtype, new.type(operands[1]).shape, choose_panel) if (
-            node.op in _PACKED and len(operands) > 1
-        ) else None
-        if packed is None:
+@dataclass(frozen=True)
+class _Form:
+    """An operator on packed weights: the operator that packs, the one that computes, and the
+    attributes of both."""
+
+    pack: str
+    pack_attrs: dict[str, Any]
+    op: str
+    attrs: dict[str, Any]
+
+
+@dataclass
+class _Packer:
+    choose_panel: ChoosePanel
+    ledger: Ledger | None
+    packs: dict[tuple[Any, ...], Value] = field(default_factory=dict)
+
+    def emit(self, new: Graph, node: Node, operands: list[Value]) -> tuple[Value, ...] | None:
+        if node.op == "fused" and node.attrs["kind"] == "contraction":
+            return self._emit_region(new, node, operands)
+        form = self._form(node, new.type(operands[1]).shape) if node.op in _PACKED else None
+        if form is None:
             return None
-        operands[1] = pack(new, node, operands[1], packed.pack, **packed.pack_attrs)
-        return (
-            new.add(packed.op, *operands, name=node.name, source=node.source, **packed.attrs),
-        )
+        packed = self._pack(new, node, operands[1], form)
+        return add_like(new, node, form.op, [operands[0], packed, *operands[2:]], **form.attrs)
 
-    return rebuild(graph, emit)
-
-
-class _Packing:
-    def __init__(
-        self, pack: str, pack_attrs: dict[str, Any], op: str, attrs: dict[str, Any]
-    ) -> None:
-        self.pack, self.pack_attrs, self.op, self.attrs = pack, pack_attrs, op, attrs
-
-
-_PACKED = ("linear", "conv2d", "conv2d_grad_input")
-
-
-def _packing(
-    node: Node, dtype: DType, weight_shape: tuple[Any, ...], choose_panel: ChoosePanel
-) -> _Packing | None:
-    attrs = dict(node.attrs)
-    if node.op == "linear":
-        out = weight_shape[0]
-        panel = choose_panel(out, dtype)
-        return _Packing(
-            "pack_matrix",
-            {"transpose": True, "panel": panel},
-            "linear_packed",
-            {"out_features": out, "panel": panel},
-        )
-    if attrs["layout"] != "NHWC":
-        return None
-    out, inner, kh, kw = weight_shape
-    groups = attrs["groups"]
-    depthwise = groups > 1 and out == groups and inner == 1
-    flip = node.op == "conv2d_grad_input"
-    columns = out if depthwise else inner if flip else out // groups
-    panel = choose_panel(columns, dtype)
-    attrs.update(kernel_size=(kh, kw), panel=panel)
-    if flip:
-        attrs["in_channels"] = inner * groups
-    else:
-        attrs["out_channels"] = out
-    pack_attrs = {"panel": panel, "flip": flip, "groups": groups}
-    return _Packing("pack_conv", pack_attrs, node.op + "_packed", attrs)
-
-
-def _emit_region(
-    new: Graph, node: Node, operands: list[Value], pack: Any, choose_panel: ChoosePanel
-) -> tuple[Value, ...] | None:
-    """Packs the weight of the anchor inside a ``contraction`` region."""
-    body: Graph = node.attrs["body"]
-    anchor = next((n for n in body.nodes if n.op in _PACKED), None)
-    if node.attrs["kind"] != "contraction" or anchor is None:
-        return None
-    weight = body.node(anchor.operands[1])
-    packing = _packing(anchor, anchor.type.dtype, weight.type.shape, choose_panel)
-    if packing is None or weight.op != "input" or len(body.users(weight.name)) > 1:
-        return None
-    at = int(weight.attrs["path"])
-    operands[at] = pack(new, anchor, operands[at], packing.pack, **packing.pack_attrs)
-
-    def emit(inner: Graph, part: Node, args: list[Value]) -> tuple[Value, ...] | None:
-        if part.name == weight.name:
-            kind = new.type(operands[at])
-            return (inner.add("input", name=part.name, path=part.attrs["path"], type=kind),)
-        if part.name == anchor.name:
-            return (
-                inner.add(
-                    packing.op, *args, name=part.name, source=part.source, **packing.attrs
-                ),
+    def _pack(self, new: Graph, node: Node, weight: Value, form: _Form) -> Value:
+        key = (weight, form.pack, tuple(sorted(form.pack_attrs.items())))
+        if key not in self.packs:
+            name = f"{node.name}_packed"
+            self.packs[key] = new.add(
+                form.pack, weight, name=name, source=node.source, **form.pack_attrs
             )
+        if self.ledger is not None:
+            self.ledger.did(NAME, "P101", node, f"%{node.name} reads {weight} in packed form")
+        return self.packs[key]
+
+    def _form(self, node: Node, weight_shape: tuple[Any, ...]) -> _Form | None:
+        if not all(isinstance(d, int) for d in weight_shape):
+            return None
+        dtype = node.type.dtype
+        if node.op == "linear":
+            out = weight_shape[0]
+            panel = self.choose_panel(out, dtype)
+            return _Form(
+                "pack_matrix",
+                {"transpose": True, "panel": panel},
+                "linear_packed",
+                {"out_features": out, "panel": panel},
+            )
+        if node.attrs["layout"] != "NHWC":
+            return None
+        return self._conv_form(node, weight_shape)
+
+    def _conv_form(self, node: Node, weight_shape: tuple[int, ...]) -> _Form:
+        """Of a convolution or its gradient with respect to the input (``flip``)."""
+        out, inner, *kernel_size = weight_shape
+        groups = node.attrs["groups"]
+        depthwise = groups > 1 and out == groups and inner == 1
+        flip = node.op == "conv2d_grad_input"
+        columns = out if depthwise else inner if flip else out // groups
+        panel = self.choose_panel(columns, node.type.dtype)
+        attrs = dict(node.attrs, kernel_size=tuple(kernel_size), panel=panel)
+        attrs["in_channels" if flip else "out_channels"] = inner * groups if flip else out
+        pack_attrs = {"panel": panel, "flip": flip, "groups": groups}
+        return _Form("pack_conv", pack_attrs, node.op + "_packed", attrs)
+
+    def _emit_region(
+        self, new: Graph, node: Node, operands: list[Value]
+    ) -> tuple[Value, ...] | None:
+        """Packs the weight of the contraction inside of a region."""
+        body: Graph = node.attrs["body"]
+        anchor = next((n for n in body.nodes if n.op in _PACKED), None)
+        if anchor is None:
+            return None
+        weight = body.node(anchor.operands[1])
+        form = self._form(anchor, weight.type.shape)
+        if form is None or weight.op != "input" or body.use_count(weight.value) > 1:
+            return None
+        at = int(weight.attrs["path"])
+        operands = list(operands)
+        operands[at] = self._pack(new, node, operands[at], form)
+        packed = _packed_body(body, weight, anchor, form, new.type(operands[at]))
+        return add_like(new, node, "fused", operands, kind="contraction", body=packed)
+
+
+def _packed_body(body: Graph, weight: Node, anchor: Node, form: _Form, kind: Any) -> Graph:
+    def emit(inner: Graph, part: Node, operands: list[Value]) -> tuple[Value, ...] | None:
+        if part.name == weight.name:
+            return add_like(inner, part, "input", [], path=part.attrs["path"], type=kind)
+        if part.name == anchor.name:
+            return add_like(inner, part, form.op, operands, **form.attrs)
         return None
 
-    packed_body = rebuild(body, emit)
-    result = new.add(
-        "fused",
-        *operands,
-        name=node.name,
-        source=node.source,
-        kind="contraction",
-        body=packed_body,
-    )
-    return (result,) if isinstance(result, Value) else result
+    return rebuild(body, emit)

@@ -76,10 +76,8 @@ def set_num_threads(n: int | None) -> None:
 
 def available_cpus() -> int:
     """CPUs that this process may use: the affinity mask and the cgroup's quota, rounded up."""
-    if hasattr(os, "sched_getaffinity"):
-        cpus = len(os.sched_getaffinity(0))
-    else:
-        cpus = os.cpu_count() or 1
+    masked = hasattr(os, "sched_getaffinity")
+    cpus = len(os.sched_getaffinity(0)) if masked else os.cpu_count() or 1
     return max(1, min(cpus, cgroup_cpus() or cpus))
 
 

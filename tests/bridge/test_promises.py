@@ -190,9 +190,8 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
 
 def test_no_compiler_on_path_is_needed(tmp_path: Path) -> None:
     env = {**os.environ, "PATH": "", "NETWRIGHT_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", _SECOND_PROCESS], env=env, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", _SECOND_PROCESS]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -203,8 +203,8 @@ def test_the_type_of_a_constant_may_be_repeated() -> None:
 @pytest.mark.parametrize(
     ("body", "place", "message"),
     [
-        ("%y: f32[N,4] = relu(%z)", (3, 22), "%z is not defined before this line"),
-        ("%y: f32[N,4] = relu(%x#1)", (3, 22), "%x has 1 results, there is no %x#1"),
+        ("%y: f32[N,4] = relu(%z)", (3, 23), "%z is not defined before this line"),
+        ("%y: f32[N,4] = relu(%x#1)", (3, 23), "%x has 1 result, there is no %x#1"),
         ("%x: f32[N,4] = relu(%x)", (3, 3), "%x is defined twice"),
         ("%y#1: f32[N,4] = relu(%x)", (3, 3), "a node is defined by its name: %y"),
         ("%y: f32[N,5] = relu(%x)", (3, 7), "%y is written as f32[N,5], but relu gives f32[N,4]"),
@@ -228,7 +228,7 @@ def test_the_type_of_a_constant_may_be_repeated() -> None:
         ("%y: f32[N,4] = relu(%x) @ a", (3, 29), "expected the module's path, a string, found a"),
         ('%y: f32[N,4] = relu(%x) @ "a" "b"', (4, 1), "expected ':', found }"),
         ('%y: f32[N,4] = relu(%x) @ "a" "b":1.5', (3, 37), "expected a line number, found 1.5"),
-        ("%c: f32[2] = constant {value=[1.0]}", (3, 35), "expected ',' and element 2 of 2"),
+        ("%c: f32[2] = constant {value=[1.0]}", (3, 36), "expected ',' and element 2 of 2"),
         ("%c: f32[1] = constant {value=[1.0, 2.0]}", (3, 36), "expected ']' after 1 elements"),
         ("%c: f32[1] = constant {value=1.0}", (3, 32), "expected '[' and a list of 1"),
         ("%c: f32[0] = constant {value=[1.0]}", (3, 33), "f32[0] has no elements"),

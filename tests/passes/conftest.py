@@ -1,0 +1,168 @@
+"""Fixtures of the pass tests: a short way to write graphs, values for them, comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from netwright.ir.graph import Graph, Source, Value
+from netwright.ir.interpreter import evaluate
+from netwright.ir.text import parse
+from netwright.ir.types import Dim, DType, TensorType, float32, int64
+from netwright.ir.verify import verify
+
+
+class Net:
+    """Writes a graph like a traced model: every call is a module of its own on its own line."""
+
+    def __init__(self, dtype: DType = float32, name: str = "net") -> None:
+        self.graph = Graph(name)
+        self.dtype = dtype
+        self._line = 0
+
+    def source(self, module: str) -> Source:
+        self._line += 1
+        return Source(module or f"layer{self._line}", "model.py", self._line)
+
+    def input(self, path: str, *shape: int | Dim, dtype: DType | None = None) -> Value:
+        kind = TensorType(dtype or self.dtype, shape)
+        return self.graph.add("input", name=path, path=path, type=kind)
+
+    def labels(self, path: str = "target", *shape: int | Dim) -> Value:
+        return self.input(path, *(shape or (Dim(1),)), dtype=int64)
+
+    def parameter(self, path: str, *shape: int) -> Value:
+        kind = TensorType(self.dtype, shape)
+        return self.graph.add("parameter", name=path, path=path, type=kind)
+
+    def buffer(self, path: str, *shape: int) -> Value:
+        kind = TensorType(self.dtype, shape)
+        return self.graph.add("buffer", name=path, path=path, type=kind)
+
+    def constant(self, value: Any, dtype: DType | None = None) -> Value:
+        return self.graph.add("constant", value=np.asarray(value, (dtype or self.dtype).np))
+
+    def op(self, op: str, *operands: Value, module: str = "", **attrs: Any) -> Any:
+        return self.graph.add(op, *operands, source=self.source(module), **attrs)
+
+    def linear(self, x: Value, features: int, module: str, bias: bool = True) -> Value:
+        inner = self.graph.type(x).shape[-1]
+        state = [self.parameter(f"{module}_weight", features, inner)]
+        state += [self.parameter(f"{module}_bias", features)] if bias else []
+        return self.op("linear", x, *state, module=module)
+
+    def conv(
+        self, x: Value, out: int, module: str, kernel: int = 3, bias: bool = True, **attrs: Any
+    ) -> Value:
+        layout = attrs.setdefault("layout", "NCHW")
+        groups = attrs.setdefault("groups", 1)
+        channels = self.graph.type(x).shape[1 if layout == "NCHW" else 3]
+        state = [self.parameter(f"{module}_weight", out, channels // groups, kernel, kernel)]
+        state += [self.parameter(f"{module}_bias", out)] if bias else []
+        p = kernel // 2
+        defaults = {"stride": (1, 1), "padding": ((p, p), (p, p)), "dilation": (1, 1)}
+        return self.op("conv2d", x, *state, module=module, **{**defaults, **attrs})
+
+    def batch_norm(self, x: Value, module: str, dim: int = 1, train: bool = False) -> Value:
+        c = self.graph.type(x).shape[dim]
+        affine = [self.parameter(f"{module}_{n}", c) for n in ("weight", "bias")]
+        if train:
+            y, *statistics = self.op(
+                "batch_norm_train", x, *affine, module=module, eps=1e-5, channel_dim=dim
+            )
+            for name, value in zip(("mean", "var"), statistics[:2], strict=True):
+                old = self.buffer(f"{module}_running_{name}", c)
+                kept = self.op("mul", old, self.constant(0.9))
+                new = self.op("add", kept, self.op("mul", value, self.constant(0.1)))
+                self.graph.updates[f"{module}_running_{name}"] = new
+            return y
+        running = [self.buffer(f"{module}_running_{n}", c) for n in ("mean", "var")]
+        return self.op(
+            "batch_norm", x, *affine, *running, module=module, eps=1e-5, channel_dim=dim
+        )
+
+    def max_pool(self, x: Value, size: int = 2) -> Value:
+        pair, none = (size, size), ((0, 0), (0, 0))
+        return self.op(
+            "max_pool2d", x, kernel_size=pair, stride=pair, padding=none, dilation=(1, 1),
+            ceil_mode=False, layout="NCHW",
+        )  # fmt: skip
+
+    def flatten(self, x: Value) -> Value:
+        n, *rest = self.graph.type(x).shape
+        return self.op("reshape", x, shape=(n, int(np.prod(rest))))
+
+    def cross_entropy(self, logits: Value, target: Value, module: str = "loss") -> Value:
+        return self.op(
+            "cross_entropy", logits, target, module=module, reduction="mean", ignore_index=-100,
+            label_smoothing=0.0,
+        )  # fmt: skip
+
+    def done(self, **outputs: Value) -> Graph:
+        self.graph.outputs.update(outputs)
+        return self.graph
+
+
+@pytest.fixture
+def new_net() -> Callable[..., Net]:
+    """``new_net(dtype=float32)``: an empty Net."""
+    return Net
+
+
+def _values(graph: Graph, n: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    found = {}
+    for node in graph.nodes:
+        if node.op not in ("input", "parameter", "buffer"):
+            continue
+        kind = node.type.at(n)
+        path = node.attrs["path"]
+        if node.type.dtype.is_int:
+            found[path] = rng.integers(0, 4, kind.shape)
+        elif path.endswith("var"):
+            found[path] = rng.uniform(0.5, 2.0, kind.shape)
+        elif node.type.dtype.is_float:
+            found[path] = rng.normal(size=kind.shape)
+        else:
+            found[path] = rng.random(kind.shape) < 0.5
+        found[path] = np.asarray(found[path], node.type.dtype.np)
+    return found
+
+
+@pytest.fixture
+def values_of() -> Callable[..., dict[str, np.ndarray]]:
+    """``values_of(graph, n=3, seed=0)``: normal numbers, positive variances, labels 0 to 3."""
+    return _values
+
+
+def _assert_same(before: Graph, after: Graph, rtol: float = 1e-5, n: int = 3) -> None:
+    verify(after)
+    assert parse(str(after)) == after
+    values = _values(before, n)
+    old, new = evaluate(before, values, n), evaluate(after, values, n)
+    assert list(old) == list(new)
+    for name in old:
+        scale = max(1.0, float(np.abs(old[name]).max(initial=0.0)))
+        np.testing.assert_allclose(
+            new[name], old[name], rtol=rtol, atol=rtol * scale, err_msg=name
+        )
+
+
+@pytest.fixture
+def assert_same() -> Callable[..., None]:
+    """``assert_same(before, after, rtol=1e-5, n=3)``: ``after`` is valid, its text round-trips, and
+    both graphs compute the same."""
+    return _assert_same
+
+
+@pytest.fixture
+def ops() -> Callable[[Graph], list[str]]:
+    """The operators of a graph in order, without its sources."""
+
+    def find(graph: Graph) -> list[str]:
+        return [n.op for n in graph.nodes if n.operands]
+
+    return find
