@@ -13,7 +13,7 @@ from . import errors
 from .errors import LintWarning
 from .frontend import *  # noqa: F403
 from .frontend import __all__ as _frontend_names
-from .frontend import nn, optim
+from .frontend import nn, optim, utils, vision
 from .runtime.settings import num_threads as get_num_threads
 from .runtime.settings import set_num_threads
 
@@ -32,6 +32,8 @@ __all__ = [
     "nn",
     "optim",
     "set_num_threads",
+    "utils",
+    "vision",
 ]
 
 # `import netwright.nn as nn` finds the frontend's packages under the names that PyTorch uses.

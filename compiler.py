@@ -15,7 +15,7 @@ from typing import Any
 from .codegen.packing import choose_panel
 from .codegen.program import emit_program
 from .codegen.target import Target, host
-from .errors import BatchSpecializationError, LintWarning
+from .errors import LintWarning, NetwrightError
 from .frontend import dispatch
 from .frontend import trace as tracing
 from .frontend.nn.module import Module
@@ -108,9 +108,10 @@ def capture(
     ledger = Ledger()
     try:
         traced = tracing.trace(program, modules, args, kwargs, options.dynamic, name)
-    except BatchSpecializationError as error:
-        ledger.note("trace", "T001", False, f"compiled for one batch size: {error}")
+    except NetwrightError as error:
+        # Sizes may fit for this batch only; if they never do, the error that counts has numbers.
         traced = tracing.trace(program, modules, args, kwargs, False, name)
+        ledger.note("trace", "T001", False, f"compiled for one batch size: {error}")
     warn(lint(traced.graph), warned)
     made = Compilation(traced, {"traced": traced.graph}, ledger)
     made.seconds["trace"] = time.perf_counter() - start

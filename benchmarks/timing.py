@@ -19,6 +19,8 @@ import netwright as nw
 from netwright.codegen.target import host
 from netwright.runtime import probe
 
+PAUSE_SECONDS = 0.1
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -42,6 +44,11 @@ def interleave(
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
+            # numpy's BLAS threads keep spinning for some 30 ms after a product; without a pause the
+            # next measurement would share its cores with them.
+            time.sleep(PAUSE_SECONDS)
+            for _ in range(3):
+                call()
             start = time.perf_counter()
             for _ in range(counts[name]):
                 call()

@@ -4,20 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..frontend.changes import structure
 from ..frontend.nn.module import Module
 from ..frontend.tensor import Tensor
 from ..ir.types import DType
 
 _PLAIN = (int, float, bool, str, type(None), DType)
+_STORES = ("_parameters", "_buffers")
+
+
+class _Same:
+    """Compares by identity; keeps its object, so that no other one takes its address."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self._value is other._value
+
+    def __hash__(self) -> int:
+        return id(self._value)
 
 
 class Fingerprint:
     """Follows some modules: a hashable summary of their attributes, and their parameters.
 
     A number or string attribute (``dropout.p``, ``training``, the user's own ``scale``) is a
-    constant of the traced program, so a changed one needs another program. Nothing is computed
-    again while no module and no ``requires_grad`` flag changes.
+    constant of the traced program, so a changed one needs another program; so does an exchanged
+    parameter, buffer or tensor. Nothing is computed again while no module and no
+    ``requires_grad`` flag changes.
     """
 
     def __init__(self, *roots: Module) -> None:
@@ -59,6 +76,9 @@ class Fingerprint:
 
 
 def _attributes(module: Module) -> list[Any]:
+    inner = module.__dict__.get("_model")
+    if isinstance(inner, Module):  # a compiled module, whose attributes are its model's
+        module = inner
     found: list[Any] = [tuple(module._forward_hooks), tuple(module._forward_pre_hooks)]
     for name, value in module.__dict__.items():
         if isinstance(value, _PLAIN):
@@ -66,4 +86,10 @@ def _attributes(module: Module) -> list[Any]:
             found.append((name, type(value).__name__, value))
         elif isinstance(value, (tuple, list)) and all(isinstance(v, _PLAIN) for v in value):
             found.append((name, *((type(v).__name__, v) for v in value)))
+        elif isinstance(value, (Tensor, np.ndarray)) and not getattr(value, "_traced", False):
+            found.append((name, _Same(value)))
+    for store in _STORES:
+        for name, tensor in module.__dict__[store].items():
+            if tensor is not None:
+                found.append((name, _Same(tensor), tensor._array.shape, tensor._array.dtype.char))
     return found

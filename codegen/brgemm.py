@@ -50,9 +50,10 @@ class Tile:
 
     ``a_rows`` and ``c_rows`` are the offsets of each row in A and C, in elements; ``c_pitch`` is
     the distance of neighbouring rows of C (a tile may skip some). The last vector has ``tail``
-    active lanes. ``loops`` is the reduction, outermost loop first; the steps of one
-    loop do not include those of the loops in it; without loops the tile is what the epilogue starts
-    from. ``padded`` says that B may be read to the end of its last vector.
+    active lanes. ``loops`` is the reduction, outermost loop first; the steps of one loop do not
+    include those of the loops in it; without loops the tile is what the epilogue starts from.
+    ``padded`` says that B may be read to the end of its last vector; ``b_vectors`` are the offsets
+    of the vectors of a row of B if they are not neighbours.
     """
 
     dtype: DType
@@ -64,6 +65,7 @@ class Tile:
     loops: tuple[Reduction, ...]
     padded: bool = True
     c_pitch: int = 1
+    b_vectors: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -116,7 +118,7 @@ def tail_mask(lanes: int, active: int) -> str:
 # spills (LLVM 22). AArch64 has as many registers as AVX-512, but its loads reach less far, so that
 # distant rows cost address registers and the scheduler holds more rows of B at a time.
 _ROWS_16_REGISTERS = {1: 12, 2: 6, 3: 4}
-_ROWS_AVX512 = {1: 28, 2: 12, 3: 8, 4: 6}
+_ROWS_AVX512 = {1: 28, 2: 12, 3: 7, 4: 6}
 _ROWS_NEON = {1: 12, 2: 8, 3: 6, 4: 5}
 
 
@@ -306,7 +308,8 @@ class _Product:
         return result
 
     def _load_b(self, b: str, offset: int, vector: int) -> str:
-        address = self._at(b, offset + vector * self.tile.lanes)
+        places = self.tile.b_vectors
+        address = self._at(b, offset + (places[vector] if places else vector * self.tile.lanes))
         mask = None if self.tile.padded else self.tile.active(vector)
         if mask is None:
             return self.f.load(self.kind, address, self.size)

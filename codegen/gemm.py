@@ -27,6 +27,8 @@ _BLOCK = 256
 # With fewer rows than this, B is used where it is instead of being packed first.
 _ROWS_WORTH_PACKING = 4
 _LINE = 64  # bytes of a cache line
+# Rows for which several panels are done at a time.
+_FEW_ROWS = 2
 # Ranges into which work can be cut; many divisors, so that few threads get equal shares.
 MAX_TASKS = 240
 
@@ -132,10 +134,14 @@ class _GemmWriter:
         self.lanes = target.lanes(spec.dtype)
         self.scalar = "float" if spec.dtype.itemsize == 4 else "double"
         self.helpers: list[Function] = []
-        self.copy_at = 0
+        self.scratch = self.copy_at = 0
         self._plan_rows()
         self._plan_b()
         self._plan_a()
+        self.wide_panels = 0
+        if self.b_mode == "packed" and not spec.blocked and isinstance(spec.m, Dim):
+            sums = 16 if target.registers >= 32 else 8
+            self.wide_panels = min(spec.n // spec.panel, sums // (spec.panel // self.lanes))
         self.sums_at = -(-self.scratch // _LINE) * _LINE
 
     def _plan_rows(self) -> None:
@@ -198,7 +204,6 @@ class _GemmWriter:
             self.b_mode, self.b_step = "direct", spec.n
         else:
             self.b_mode, self.b_step = "scratch", spec.panel
-        self.scratch = 0
         if self.b_mode == "scratch":
             self.scratch = spec.block * spec.panel * spec.dtype.itemsize
 
@@ -274,11 +279,13 @@ class _GemmWriter:
             a = self._block_of_a(item, line, top, rows, k, count)
             b = f.element(self.b, self.scalar, self._offsets(item, line)[1])
             base = plus(f, times(f, item, line.m), top)
+            end_of_chunk = plus(f, at, chunk)
+            at = self._single_rows(line, at, end_of_chunk, a, b, base, rows)
             run = f.fresh("run")
-            with f.loop(plus(f, at, chunk), start=at, step=run) as unit:
+            with f.loop(end_of_chunk, start=at, step=run) as unit:
                 panel = quotient(f, unit.index, height)
                 offset = remainder(f, unit.index, height)
-                size = minus(f, plus(f, at, chunk), unit.index)
+                size = minus(f, end_of_chunk, unit.index)
                 f.emit(f"add nsw i64 {least(f, minus(f, height, offset), size)}, 0", run)
                 row = times(f, offset, self.unit)
                 end = least(f, rows, times(f, plus(f, offset, run), self.unit))
@@ -286,6 +293,39 @@ class _GemmWriter:
 
     def _tasks(self, work: Size) -> int:
         return max(1, min(MAX_TASKS, work)) if isinstance(work, int) else MAX_TASKS
+
+    def _single_rows(
+        self, line: _Line, at: Size, stop: Size, a: str, b: str, base: Size, rows: Size
+    ) -> Size:
+        """Does a product of one or two rows for several panels at a time.
+
+        A tile of one row and one panel has too few sums to hide the latency of multiply-add.
+        Returns the first unit that is left.
+        """
+        f, spec = self.f, self.spec
+        panels = self.wide_panels
+        if panels < 2:
+            return at
+        whole = spec.n // spec.panel
+        few = f.emit(f"icmp sle i64 {rows}, {_FEW_ROWS}")
+        alone = f.emit(f"icmp eq i64 {line.units}, 1")
+        both = f.emit(f"and i1 {few}, {alone}")
+        last = minus(f, least(f, stop, whole), panels - 1)
+        limit = f.emit(f"select i1 {both}, i64 {last}, i64 {at}")
+        vectors = spec.panel // self.lanes
+        depth = int(spec.k) * spec.panel  # type: ignore[arg-type]
+        places = tuple(p * depth + j * self.lanes for p in range(panels) for j in range(vectors))
+        tile = replace(self._tile(1, len(places), panels * spec.panel), b_vectors=places)
+        with f.loop(limit, start=at, step=panels) as loop, f.loop(rows) as row:
+            here = f.element(a, self.scalar, times(f, row.index, self.a_row))
+            weights = f.element(b, self.scalar, times(f, loop.index, depth))
+            column = times(f, loop.index, spec.panel)
+            into = plus(f, base, row.index)
+            args = [("ptr", here), ("ptr", weights)]
+            args += self.epilogue.arguments(f, into, column, spec.n) + self._private(tile)
+            name = self.micro.name(tile, self.epilogue)
+            f.do(f"call void @{name}({', '.join(f'{t} {v}' for t, v in args)})")
+        return loop.index
 
     def _run(
         self,

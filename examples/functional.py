@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 
 import netwright as nw
 import netwright.nn.functional as F
@@ -36,8 +37,7 @@ class ListMLP(nn.Module):
 
     def __init__(self, sizes: Sequence[int] = (784, 128, 128, 10)) -> None:
         super().__init__()
-        pairs = zip(sizes, sizes[1:])  # noqa: B905 - one shorter on purpose
-        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in pairs])
+        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(sizes)])
 
     def forward(self, x: nw.Tensor) -> nw.Tensor:
         """Logits (batch, 10)."""

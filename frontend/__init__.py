@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import autograd, cuda, dtypes, functions
+from . import autograd, cuda, dtypes, functions, utils, vision
 from .device import device
 from .dims import Size
 from .dispatch import result_type
@@ -26,6 +26,7 @@ from .random import (
     seed,
     set_rng_state,
 )
+from .serialization import load, save
 from .tensor import Tensor
 
 # The import of the submodule of that name has hidden the function.
@@ -48,12 +49,16 @@ __all__ = [
     "initial_seed",
     "is_grad_enabled",
     "is_inference_mode_enabled",
+    "load",
     "manual_seed",
     "no_grad",
     "promote_types",
     "result_type",
+    "save",
     "seed",
     "set_default_dtype",
     "set_grad_enabled",
     "set_rng_state",
+    "utils",
+    "vision",
 ]

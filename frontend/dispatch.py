@@ -47,6 +47,9 @@ class Tracer(Protocol):
     def exit_module(self, module: Any) -> None:
         """A module's forward ends."""
 
+    def failed(self, error: NetwrightError) -> None:
+        """A module's forward ends with an error."""
+
 
 tracer: Tracer | None = None
 """Set while a model is traced; sees the operations with a traced operand or a symbolic extent."""
@@ -273,6 +276,7 @@ def _located(error: NetwrightError) -> NetwrightError:
     if getattr(error, "located", False):
         return error
     file, line = caller()
-    made = type(error)(f"{error} (at {file}:{line})") if file else error
+    known = not file or f"{file}:{line}" in str(error)
+    made = error if known else type(error)(f"{error} (at {file}:{line})")
     made.located = True  # type: ignore[attr-defined]
     return made

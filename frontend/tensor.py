@@ -328,6 +328,8 @@ class Tensor(Operators, Methods):
         self._no_data("assignment to .data")
         # Whoever remembers the old storage's version must see that the content has changed.
         self._storage.version += 1
+        if value._array.shape != self._array.shape or value._array.dtype != self._array.dtype:
+            structure.bump()
         self._array, self._storage = value._array, value._storage
 
     def _assign(self, value: Tensor) -> Tensor:

@@ -11,19 +11,20 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, NoReturn
 
 import numpy as np
 
-from ..errors import BatchSpecializationError, TraceError
+from ..errors import BatchSpecializationError, NetwrightError, TraceError
 from ..ir.graph import Graph, Source, Value
 from ..ir.types import Dim, DType, Extent, TensorType, dtype_of
 from . import dispatch, grad_mode, tree
 from .dims import Size
 from .nn.module import Module
 from .nn.parameter import Parameter
+from .storage import Storage
 from .tensor import Tensor
 
 
@@ -168,12 +169,13 @@ class TracedDim(Dim):
     def _equals(self, other: object, caller: FrameType) -> bool:
         if isinstance(other, Dim):
             return self.coef == other.coef
-        package = caller.f_globals.get("__name__", "").partition(".")[0]
-        if isinstance(other, (int, tuple)) and package != __name__.partition(".")[0]:
+        if isinstance(other, (int, tuple)) and not _is_ours(caller):
             self._needs_number("comparing x.shape[0] with a number")
         return False
 
     def __hash__(self) -> int:
+        if not _is_ours(sys._getframe(1)):
+            self._needs_number("looking up x.shape[0] in a set or dict")
         return hash((self.coef,))
 
     def __index__(self) -> int:
@@ -195,7 +197,19 @@ class TracedDim(Dim):
     def __add__(self, other: object) -> Any:
         self._needs_number("adding to x.shape[0]")
 
-    __radd__ = __sub__ = __rsub__ = __truediv__ = __rtruediv__ = __mod__ = __pow__ = __add__
+    __radd__ = __sub__ = __rsub__ = __truediv__ = __rtruediv__ = __add__
+    __mod__ = __rmod__ = __pow__ = __rpow__ = __rfloordiv__ = __divmod__ = __rdivmod__ = __add__
+
+    def __neg__(self) -> Any:
+        self._needs_number("arithmetic with x.shape[0]")
+
+    __pos__ = __abs__ = __invert__ = __round__ = __trunc__ = __floor__ = __ceil__ = __neg__
+
+
+def _is_ours(frame: FrameType) -> bool:
+    """Whether the code of a frame belongs to this package."""
+    name: str = frame.f_globals.get("__name__", "")
+    return name.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _visible(extent: Extent) -> Extent:
@@ -225,11 +239,21 @@ class TracedTensor(Tensor):
     _traced = True
     _made_without_grad = False
 
-    def __init__(self, value: Value, kind: TensorType) -> None:
-        stand_in = np.broadcast_to(np.zeros((), kind.dtype.np), ())
-        self._adopt(stand_in)
+    def __init__(self, tracer: _Tracer, value: Value, kind: TensorType) -> None:
+        self._storage = Storage()
+        self._tracer = tracer
         self._value = value
         self._kind = kind
+
+    @property
+    def _array(self) -> np.ndarray:  # type: ignore[override]
+        if dispatch.tracer is self._tracer:
+            self._no_data("this operation")
+        raise TraceError(
+            f"a tensor of type {self._kind} that was made while a model was traced is used "
+            "outside of the trace: forward() kept it, in an attribute or a global. Return it from "
+            "forward() instead"
+        )
 
     @property
     def shape(self) -> Size:
@@ -279,6 +303,12 @@ class _Tracer:
         ):
             for path, tensor in items:
                 self._state.setdefault(id(tensor), (kind, dot + path, tensor))
+        # Tensors in plain attributes are read anew in every call, as in eager mode.
+        for path, module in root.named_modules():
+            for name, value in module.__dict__.items():
+                if isinstance(value, Tensor) and not (value._traced or value.requires_grad):
+                    place = f"{dot}{path}.{name}" if path else dot + name
+                    self._state.setdefault(id(value), ("buffer", place, value))
 
     # -- the dispatcher's interface --------------------------------------------------------
 
@@ -366,13 +396,18 @@ class _Tracer:
     def tensor(self, value: Value) -> TracedTensor:
         """The traced tensor of a value."""
         kind = self.graph.type(value)
-        return TracedTensor(value, TensorType(kind.dtype, tuple(map(_visible, kind.shape))))
+        return TracedTensor(self, value, TensorType(kind.dtype, tuple(map(_visible, kind.shape))))
 
     def value_of(self, tensor: Tensor) -> Value:
         """The value of a tensor: traced, state of a module, or a constant."""
         if isinstance(tensor, TracedTensor):
-            if tensor._value.node not in self.graph:
-                raise TraceError("a tensor of another trace was used; did a module keep it?")
+            if tensor._tracer is not self:
+                where = _in(self.source())
+                raise TraceError(
+                    f"a tensor of another trace is used{where}: forward() kept it, in an "
+                    "attribute or a global. State that lasts from call to call belongs into a "
+                    "buffer (register_buffer)"
+                )
             return tensor._value
         if id(tensor) not in self._values:
             self._values[id(tensor)] = self._add_source(tensor)
@@ -402,16 +437,37 @@ class _Tracer:
     def source(self) -> Source:
         """Module path, and the user's line: the innermost frame outside the package that the
         traced program runs, else the line that made the module."""
-        module = self._stack[-1] if self._stack else None
-        path = self._paths.get(id(module), "") if module is not None else ""
-        package = __name__.partition(".")[0]
+        path = self._path()
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame is not self.root_frame:
-            if frame.f_globals.get("__name__", "").partition(".")[0] != package:
+            if not _is_ours(frame):
                 return Source(path, frame.f_code.co_filename, frame.f_lineno)
             frame = frame.f_back
+        module = self._stack[-1] if self._stack else None
         file, line = getattr(module, "_created_at", ("", 0))
         return Source(path, file, line)
+
+    def _path(self) -> str:
+        """The path of the innermost module that has one."""
+        return next((p for m in reversed(self._stack) if (p := self._paths.get(id(m)))), "")
+
+    def failed(self, error: NetwrightError) -> None:
+        """Adds the module's path and the user's line to an error that leaves a module."""
+        if getattr(error, "in_module", False):
+            return
+        error.in_module = True  # type: ignore[attr-defined]
+        source = self.source()
+        step = error.__traceback__
+        while step is not None:
+            if not _is_ours(step.tb_frame):
+                source = replace(source, file=step.tb_frame.f_code.co_filename, line=step.tb_lineno)
+            step = step.tb_next
+        text = str(error)
+        place = f"{source.file}:{source.line}"
+        if source.file and place not in text:
+            error.args = (f"{text} (in {source})",)
+        elif source.module and source.module not in text:
+            error.args = (f"{text} (in {source.module})",)
 
 
 def _in(source: Source) -> str:

@@ -16,7 +16,9 @@ After::
         { conv2d, add, relu }
 
 F001 says that BatchNorm was folded, F002 that an epilogue was formed. The epilogue is the largest
-set of elementwise operators behind the convolution that has one result (x * sigmoid(x), too).
+set of elementwise operators behind the convolution that has one result (x * sigmoid(x), too). In a
+backward graph matrix products and input gradients of convolutions get one, too: the activation's
+derivative, with the mask that only it reads.
 
 Training keeps batch_norm_train: its statistics are of the batch, so nothing can be folded; the
 activation and the residual add still fuse into loops.
@@ -40,7 +42,12 @@ from .rewriting import Ledger, add_like, rebuild
 from .state import state_only
 
 NAME = "fuse_conv_bn_relu"
-ANCHORS = ("conv2d", "linear")
+FOLDABLE = ("conv2d", "linear")
+ANCHORS = (*FOLDABLE, "conv2d_grad_input", "matmul")
+MASKS = (
+    "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "logical_not",
+)  # fmt: skip
+"""What an epilogue computes itself for its own use rather than reading it from memory."""
 MAX_EPILOGUE = 32
 
 
@@ -65,7 +72,7 @@ def _find_folds(graph: Graph, ledger: Ledger) -> dict[str, Node]:
         if norm.op not in ("batch_norm", "batch_norm_train"):
             continue
         anchor = graph.node(norm.operands[0])
-        if anchor.op not in ANCHORS:
+        if anchor.op not in FOLDABLE:
             continue
         obstacle = _obstacle(graph, norm, anchor, state)
         if obstacle is None:
@@ -136,7 +143,7 @@ def _folded_state(
 
 
 def _channel_dim(anchor: Node) -> int:
-    if anchor.op == "conv2d":
+    if "layout" in anchor.attrs:
         return 3 if anchor.attrs["layout"] == "NHWC" else 1
     return anchor.type.rank - 1
 
@@ -145,62 +152,96 @@ def _channel_dim(anchor: Node) -> int:
 
 
 def _group_epilogues(graph: Graph, ledger: Ledger) -> Graph:
-    position = {n.name: i for i, n in enumerate(graph.nodes)}
-    taken: set[str] = set()
+    finder = _Epilogues(graph, ledger)
     groups = []
     for anchor in graph.nodes:
         if anchor.op not in ANCHORS:
             continue
-        members = _epilogue(graph, anchor, position, taken, ledger)
+        members = finder.find(anchor)
         if len(members) > 1:
-            taken.update(n.name for n in members)
-            groups.append(Group(tuple(n.name for n in members), "contraction", anchor.name))
+            names = tuple(n.name for n in members)
+            groups.append(Group(names, "contraction", anchor.name))
             ops = ", ".join(n.op for n in members)
             ledger.did(NAME, "F002", anchor, f"one kernel: {ops}")
     return build_regions(graph, groups)
 
 
-def _epilogue(
-    graph: Graph, anchor: Node, position: dict[str, int], taken: set[str], ledger: Ledger
-) -> list[Node]:
-    """The anchor and the most elementwise operators after it that together have one result.
+class _Epilogues:
+    """Finds for each anchor the elementwise operators that its kernel can do; none twice."""
 
-    The earliest consumer is taken first. So nothing outside that a later one reads can depend on a
-    member: what does would have been an earlier consumer.
-    """
-    members = {anchor.name: anchor}
-    complete = 1
-    while len(members) < MAX_EPILOGUE:
-        users = {
-            u.name: u for m in members for u in graph.users(m) if u.name not in members
-        }
-        user = min(users.values(), key=lambda u: position[u.name], default=None)
-        if user is None or user.name in taken or not _may_follow(graph, anchor, user):
-            break
-        misfit = [v for v in user.operands if v.node not in members and
-                  not _fits(graph, anchor, v)]
-        if misfit:
-            ledger.declined(NAME, "F104", user, f"{misfit[0]} does not fit the epilogue")
-            break
-        members[user.name] = user
-        if user.type == anchor.type and _only_result(graph, members, user):
-            complete = len(members)
-    chain = list(members.values())[:complete]
-    _note_second_consumer(graph, chain[-1], ledger)
-    return chain
+    def __init__(self, graph: Graph, ledger: Ledger) -> None:
+        self.graph, self.ledger = graph, ledger
+        self.position = {n.name: i for i, n in enumerate(graph.nodes)}
+        self.prepared = state_only(graph)
+        self.taken: set[str] = set()
 
+    def find(self, anchor: Node) -> list[Node]:
+        """The anchor and the most operators after it that together have one result, in order.
 
-def _may_follow(graph: Graph, anchor: Node, user: Node) -> bool:
-    return get(user.op).kind == "elementwise" and user.type.shape == anchor.type.shape
+        The earliest consumer is taken first. So nothing outside that a later one reads can depend
+        on a member: what does would have been an earlier consumer.
+        """
+        members = {anchor.name: anchor}
+        complete = [anchor]
+        while len(members) < MAX_EPILOGUE:
+            user = self._next_user(members)
+            if user is None or not self._may_follow(anchor, user):
+                break
+            masks = self._own_masks(anchor, user, members)
+            misfit = self._misfit(anchor, user, {*members, *(n.name for n in masks)})
+            if misfit is not None:
+                self.ledger.declined(
+                    NAME, "F104", user, f"{misfit} does not fit the epilogue of %{anchor.name}"
+                )
+                break
+            members.update({n.name: n for n in (*masks, user)})
+            if user.type == anchor.type and self._only_result(members, user):
+                complete = list(members.values())
+        _note_second_consumer(self.graph, complete[-1], self.ledger)
+        complete.sort(key=lambda n: self.position[n.name])
+        self.taken.update(n.name for n in complete)
+        return complete
 
+    def _next_user(self, members: dict[str, Node]) -> Node | None:
+        users = [u for m in members for u in self.graph.users(m) if u.name not in members]
+        return min(users, key=lambda u: self.position[u.name], default=None)
 
-def _only_result(graph: Graph, members: dict[str, Node], last: Node) -> bool:
-    """Whether nothing but ``last`` is seen from outside."""
-    return not any(
-        graph.is_result(name) or any(u.name not in members for u in graph.users(name))
-        for name in members
-        if name != last.name
-    )
+    def _may_follow(self, anchor: Node, user: Node) -> bool:
+        return (
+            get(user.op).kind == "elementwise"
+            and user.name not in self.taken
+            and user.type.shape == anchor.type.shape
+            and user.type.dtype in (anchor.type.dtype, bool_)
+            and (user.name in self.prepared) == (anchor.name in self.prepared)
+        )
+
+    def _only_result(self, members: dict[str, Node], last: Node) -> bool:
+        """Whether nothing but ``last`` is seen from outside."""
+        return not any(
+            self.graph.is_result(name)
+            or any(u.name not in members for u in self.graph.users(name))
+            for name in members
+            if name != last.name
+        )
+
+    def _own_masks(self, anchor: Node, user: Node, members: dict[str, Node]) -> list[Node]:
+        """Comparisons that only ``user`` reads and that fit the epilogue, operands first."""
+        found: list[Node] = []
+        for value in user.operands:
+            mask = self.graph.node(value)
+            if mask.op not in MASKS or mask.name in members or self.graph.use_count(value) > 1:
+                continue
+            if not self._may_follow(anchor, mask):
+                continue
+            above = self._own_masks(anchor, mask, members)
+            if self._misfit(anchor, mask, {n.name for n in above}) is None:
+                found += [*above, mask]
+        return found
+
+    def _misfit(self, anchor: Node, node: Node, inside: set[str]) -> Value | None:
+        """An operand from outside that the kernel of the anchor cannot read."""
+        outside = [v for v in node.operands if v.node not in inside]
+        return next((v for v in outside if not _fits(self.graph, anchor, v)), None)
 
 
 def _note_second_consumer(graph: Graph, last: Node, ledger: Ledger) -> None:

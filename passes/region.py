@@ -93,8 +93,8 @@ def _ordered_units(graph: Graph, groups: Sequence[Group]) -> Iterator[Group | No
                 pending += [(n, False) for n in reversed(operands) if n not in members]
             elif not done[key]:
                 raise NetwrightError(
-                    f"graph {graph.name!r}: the region of %{', %'.join(members)} would depend on "
-                    "itself: a bug in the pass that grouped these nodes"
+                    f"graph {graph.name!r}: a region would depend on itself by way of "
+                    f"%{', %'.join(members)}: a bug in the pass that grouped these nodes"
                 )
 
 

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from ...errors import NetwrightError
 from ...ir.types import float32, float64
 from .. import dispatch
 from ..changes import structure
@@ -227,6 +228,9 @@ class Module:
         tracer.enter_module(self)
         try:
             return self._call(args, kwargs)
+        except NetwrightError as error:
+            tracer.failed(error)
+            raise
         finally:
             tracer.exit_module(self)
 

@@ -79,7 +79,7 @@ def membership(x: nw.Tensor) -> nw.Tensor:
 
 
 def logical_and(x: nw.Tensor) -> nw.Tensor:
-    return x * ((x > 0) and 1.0)
+    return x * ((x[0, 0] > 0) and 1.0)
 
 
 def an_assert(x: nw.Tensor) -> nw.Tensor:
@@ -98,13 +98,13 @@ def formatted(x: nw.Tensor) -> nw.Tensor:
         (item, ".item()"),
         (to_numpy, ".numpy()"),
         (to_array, "np.asarray"),
-        (to_float, "float("),
-        (to_int, "int("),
+        (to_float, "x * float("),
+        (to_int, ": int("),
         (to_list, ".tolist()"),
-        (while_loop, "while"),
+        (while_loop, "while ("),
         (membership, "in x"),
-        (logical_and, "and"),
-        (an_assert, "assert"),
+        (logical_and, "and 1.0"),
+        (an_assert, "assert ("),
         (formatted, ".item()"),
     ],
     ids=lambda v: getattr(v, "__name__", None),
@@ -127,7 +127,7 @@ def test_printing_a_tensor_inside_forward_is_no_error(capsys: pytest.CaptureFixt
         return x * 2
 
     nw.compile(Function(forward))(array(3, 4))
-    assert "f32[N,4]" in capsys.readouterr().out
+    assert "shape=netwright.Size([N, 4])" in capsys.readouterr().out
 
 
 def test_a_branch_on_a_parameters_value_is_an_error_too() -> None:
@@ -258,9 +258,8 @@ def test_an_error_of_a_layer_names_its_path_and_the_users_line() -> None:
     with pytest.raises(RuntimeError) as compiled:
         nw.compile(model)(array(3, 4))
     assert type(eager.value) is type(compiled.value)
-    for error in (eager, compiled):
-        assert line_of(Net.forward, "self.head(x)") in str(error.value)
-    assert "1.head" in str(compiled.value)
+    assert str(eager.value) in str(compiled.value)
+    assert f"1.head at {line_of(Net.forward, 'self.head(x)')}" in str(compiled.value)
 
 
 def test_the_users_own_exception_passes_through_and_the_next_call_works() -> None:

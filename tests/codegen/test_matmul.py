@@ -7,7 +7,7 @@ import pytest
 
 import netwright.ir.ops  # noqa: F401
 from netwright.codegen.matmul import emit_matmul
-from netwright.codegen.packing import choose_panel
+from netwright.codegen.packing import choose_panel, pack_matrix
 from netwright.codegen.target import Target, host
 from netwright.ir.graph import Graph, Node
 from netwright.ir.interpreter import run_node
@@ -108,11 +108,14 @@ def test_long_sums_are_as_accurate_as_numpys(run: Run) -> None:
     assert ours <= 2 * theirs + 1e-6
 
 
-@pytest.mark.parametrize("features", [5, 16, 40])
+@pytest.mark.parametrize("rows", [1, 2, 13])
+@pytest.mark.parametrize("features", [5, 16, 40, 200])
 @pytest.mark.parametrize("op", ["linear_packed", "matmul_packed"])
-def test_packed_weights_give_the_bits_of_plain_ones(run: Run, op: str, features: int) -> None:
+def test_packed_weights_give_the_bits_of_plain_ones(
+    run: Run, op: str, features: int, rows: int
+) -> None:
     rng = np.random.default_rng(2)
-    x = rng.standard_normal((13, 33)).astype(np.float32)
+    x = rng.standard_normal((rows, 33)).astype(np.float32)
     w = rng.standard_normal((features, 33)).astype(np.float32)
     plain, results = emit_matmul(*build("linear", f32(N, 33), f32(features, 33)), host()), []
     panel = choose_panel(features, host(), float32)
@@ -122,16 +125,40 @@ def test_packed_weights_give_the_bits_of_plain_ones(run: Run, op: str, features:
     assert plain is not None
     assert other is not None
     for kernel, weight in ((plain, w), (other, packed)):
-        results.append(np.empty((13, features), np.float32))
-        run(kernel, [results[-1]], [x, weight], 13)
+        results.append(np.empty((rows, features), np.float32))
+        run(kernel, [results[-1]], [x, weight], rows, [kernel.tasks.at(rows) // 3])
     assert np.array_equal(*results)
 
 
+@pytest.mark.parametrize("dtype", [float32, float64])
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize(("shape", "panel"), [((5, 7), 8), ((33, 19), 16), ((1, 1), 24)])
+def test_packing_a_matrix(
+    run: Run, shape: tuple[int, int], panel: int, transpose: bool, dtype: Any
+) -> None:
+    matrix = np.random.default_rng(5).standard_normal(shape).astype(dtype.np)
+    kernel = pack_matrix(TensorType(dtype, shape), panel, transpose, host())
+    assert kernel is not None
+    expected = pack_columns(matrix.T if transpose else matrix, panel)
+    out = np.full(expected.shape, np.nan, dtype.np)
+    run(kernel, [out], [matrix], 1, [kernel.tasks.at(1) // 2])
+    assert np.array_equal(out, expected)
+
+
+def test_panels_are_no_wider_than_needed(target: Target) -> None:
+    for columns in range(1, 300):
+        panel = choose_panel(columns, target, float32)
+        assert panel % target.lanes(float32) == 0
+        assert panel < columns + target.lanes(float32)
+
+
+PANEL = choose_panel(96, host(), float32)
 CASES = [
     build("linear", f32(N, 70), f32(40, 70), f32(40)),
     build("linear", f32(N, 1100), f32(20, 1100)),
     build("matmul", f32(N, 9, 30), f32(N, 30, 20)),
-    build("linear_grad_weight", f32(N, 40), f32(N, 20)),
+    build("linear_packed", f32(N, 600), f32(96 * 600), out_features=96, panel=PANEL),
+    build("linear_grad_weight", f32(N, 300), f32(N, 20)),
 ]
 
 
@@ -145,7 +172,7 @@ def test_any_split_of_the_tasks_gives_the_same_bits(run: Run, case: Any) -> None
         assert np.array_equal(check(run, *case, n=29, splits=splits), whole)
 
 
-@pytest.mark.parametrize("case", CASES[:3], ids=lambda c: str(c[0].op))
+@pytest.mark.parametrize("case", CASES[:4], ids=lambda c: str(c[0].op))
 def test_a_row_has_the_same_bits_at_any_place_of_any_batch(run: Run, case: Any) -> None:
     node, graph = case
     kernel = emit_matmul(node, graph, host())
@@ -162,7 +189,7 @@ def test_a_row_has_the_same_bits_at_any_place_of_any_batch(run: Run, case: Any) 
         return out
 
     expected = some(slice(0, 23))
-    for start, stop in ((0, 1), (22, 23), (5, 12), (1, 23)):
+    for start, stop in ((0, 1), (22, 23), (3, 5), (5, 12), (1, 23)):
         assert np.array_equal(some(slice(start, stop)), expected[start:stop])
 
 
