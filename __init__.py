@@ -14,6 +14,7 @@ from .errors import LintWarning
 from .frontend import *  # noqa: F403
 from .frontend import __all__ as _frontend_names
 from .frontend import nn, optim, utils, vision
+from .frontend.serialization import load, save
 from .runtime.settings import num_threads as get_num_threads
 from .runtime.settings import set_num_threads
 
@@ -29,8 +30,10 @@ __all__ = [
     "errors",
     "get_num_threads",
     "ir",
+    "load",
     "nn",
     "optim",
+    "save",
     "set_num_threads",
     "utils",
     "vision",

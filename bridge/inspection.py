@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ from ..codegen.llvm import assembly
 from ..codegen.target import host
 from ..compiler import Compilation
 from ..errors import NetwrightError
+from ..ir.draw import to_svg
 from ..ir.graph import Graph
+from ..runtime import settings
 
 MODES = ("eval", "train", "step", "forward")
 
@@ -77,8 +80,6 @@ class Inspection:
 
     def dump(self, directory: str | Path, mode: str | None = None) -> list[Path]:
         """Writes every stage as text and SVG, and LLVM IR and assembly; returns the files."""
-        from ..ir.draw import to_svg
-
         made = self._compilation(mode)
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,6 +97,28 @@ class Inspection:
             write(f"{stage}.s", assembly(executable.program.text, host()))
         write("explain.txt", self.explain(mode) + "\n")
         return files
+
+
+    def _tell(self, variant: Any) -> None:
+        """What NETWRIGHT_DEBUG and NETWRIGHT_DUMP ask for after a compilation."""
+        level, folder, made = settings.debug(), settings.dump(), variant.made
+        parts = []
+        if level >= 1:
+            parts.append(self.explain(variant.mode))
+        if level >= 2:
+            parts += [f"-- {stage}\n{graph}" for stage, graph in made.stages.items()]
+        for executable in made.executables.values():
+            if level >= 3:
+                parts += [f"{x.symbol}: %{x.node.name}" for x in executable.program.launches]
+            if level >= 4:
+                parts.append(executable.program.text)
+            if level >= 5:
+                parts.append(assembly(executable.program.text, host()))
+        if parts:
+            print("\n".join(parts), file=sys.stderr)
+        if folder is not None:
+            number = len(self._variants)
+            self.dump(folder / f"{made.traced.graph.name}_{variant.mode}_{number}", variant.mode)
 
 
 def extent_text(program: Any) -> str:

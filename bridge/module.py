@@ -164,6 +164,7 @@ class CompiledModule(Inspection, Module):
                     self._fixed.add(general)
                     key = exact
                 self._variants[key] = variant
+                self._tell(variant)
         return self._variants[key]
 
 

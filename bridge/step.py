@@ -132,6 +132,7 @@ class CompiledStep(Inspection):
                     self._fixed.add(general)
                     key = exact
                 self._variants[key] = variant
+                self._tell(variant)
         return self._variants[key]
 
     def _compile(self, call: Call) -> StepVariant:
@@ -139,6 +140,11 @@ class CompiledStep(Inspection):
             path: (index, p) for path, (index, p) in self._parameter_groups().items()
             if p.requires_grad
         }
+        if not groups:
+            raise RuntimeError(
+                "element 0 of tensors does not require grad and does not have a grad_fn: every "
+                "parameter of the optimizer is frozen; call requires_grad_() on those to train"
+            )
         modules: dict[str, Module] = {"": self.model}
         if isinstance(self.loss, Module):
             modules["loss"] = self.loss

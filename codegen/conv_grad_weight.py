@@ -176,10 +176,10 @@ class _Writer:
                 images = least(f, minus(f, batch, image.index), self.block_images)
                 rows = least(f, minus(f, spec.out[0], line.index), self.block_rows)
                 x, g = self._block(image.index, line.index, images)
-                pixels = times(f, times(f, images, rows), spec.out[1])
+                steps = times(f, times(f, images, rows), spec.out[1])
                 with f.loop(stop, start=first, step="%run") as run:
                     column, number = self._place(run.index)
-                    b = self._pack(g, column, pixels)
+                    b = self._pack(g, column, steps)
                     end = least(f, minus(f, stop, run.index), minus(f, len(self.tiles), number))
                     f.emit(f"add nsw i64 {end}, 0", "%run")
                     a = f.element(x, self.scalar, times(f, column.group, spec.group_inputs))

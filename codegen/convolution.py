@@ -7,14 +7,17 @@ copied block by block into private memory with zeros around them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from ..ir.graph import Graph, Node
 from ..ir.ops.packing import packed_conv_size
-from ..ir.types import numel, shape_at
+from ..ir.types import TensorType, numel, shape_at
 from .brgemm import MicroKernels, Reduction, Tile, register_rows
 from .conv_grad_weight import emit_conv_grad_weight
 from .depthwise import depthwise_kernel
 from .epilogue import Contraction, contraction_of
-from .gemm import MAX_TASKS, Gemm, extent, gemm_kernel, kernel_params
+from .gemm import MAX_TASKS, Gemm, extent, gemm_kernel, kernel_params, traffic
 from .image import (
     Convolution,
     PaddedCopy,
@@ -41,9 +44,16 @@ def emit_convolution(node: Node, graph: Graph, target: Target) -> Kernel | None:
 
     None for images that are not NHWC and for epilogues that are not elementwise on the result.
     """
-    if node.op == "conv2d_grad_weight":
-        return emit_conv_grad_weight(node, graph, target)
     operands = [graph.type(v) for v in node.operands]
+    if node.op == "conv2d_grad_weight":
+        kernel = emit_conv_grad_weight(node, graph, target)
+    else:
+        kernel = _emit_product(node, operands, target)
+    return kernel and replace(kernel, bytes=traffic([*operands, *node.types]))
+
+
+def _emit_product(node: Node, operands: Sequence[TensorType], target: Target) -> Kernel | None:
+    """The kernel of a convolution whose result is images."""
     found = contraction_of(node, operands)
     if found is None or found.attrs.get("layout") != "NHWC" or not found.result.dtype.is_float:
         return None

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..ir.types import Dim, DType, Extent, numel
+from ..ir.types import Dim, DType, Extent, TensorType, numel
 from .brgemm import MicroKernels, Reduction, Tile, halving_rows, register_rows
 from .epilogue import ALL_ONES, TileEpilogue
 from .kernel import Kernel, TaskCount, symbol_for
@@ -96,6 +96,13 @@ def kernel_params(outputs: int, inputs: int) -> list[tuple[str, str]]:
     params += [("ptr", f"in{i}") for i in range(inputs)]
     params += [("ptr", "scratch"), ("ptr", "status")]
     return [*params, ("i64", "N"), ("i64", "begin"), ("i64", "end")]
+
+
+def traffic(types: Sequence[TensorType]) -> Extent:
+    """Bytes of tensors that are read or written once: those that grow with the batch, if any do."""
+    sizes = [(t.size, t.dtype.itemsize) for t in types]
+    per_sample = sum(n.coef * item for n, item in sizes if isinstance(n, Dim))
+    return Dim(per_sample) if per_sample else sum(n * i for n, i in sizes if isinstance(n, int))
 
 
 def extent(f: Function, size: Extent) -> Size:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..ir.graph import Graph, Node
 from ..ir.types import Dim, TensorType, numel
 from .epilogue import Contraction, contraction_of
-from .gemm import Gemm, gemm_kernel
+from .gemm import Gemm, gemm_kernel, traffic
 from .kernel import Kernel
 from .packing import choose_panel
 from .target import Target
@@ -27,7 +29,8 @@ def emit_matmul(node: Node, graph: Graph, target: Target) -> Kernel | None:
     if spec.blocked and found.epilogue.outputs[0] is not spec.dtype:
         return None  # the first output holds the partial sums
     pointers = found.pointer(0), found.pointer(1)
-    return gemm_kernel(found.op, spec, found.epilogue, pointers, len(operands), target)
+    kernel = gemm_kernel(found.op, spec, found.epilogue, pointers, len(operands), target)
+    return replace(kernel, bytes=traffic([*operands, *node.types]))
 
 
 def _spec(found: Contraction, target: Target) -> Gemm | None:

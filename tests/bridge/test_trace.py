@@ -549,8 +549,17 @@ def test_a_step_with_a_branch_on_the_batch_size_works_for_each_size() -> None:
         lambda x: x[: x.shape[0] // 2] if x.shape[0] == 4 else x,
         lambda x: nw.zeros(x.shape[0], 3) + x,
         lambda x: x.view(2, -1, 3) if len(x) == 4 else x,
+        lambda x: x * 2 if x.shape[0] in {4, 8} else x,
+        lambda x: x * -x.shape[0],
+        lambda x: x / x.shape[0] ** 0.5,
+        lambda x: x[: x.shape[0] // 2],
+        lambda x: x + nw.arange(x.shape[0]).reshape(-1, 1),
+        lambda x: x * max(x.shape[0], 2),
     ],
-    ids=["float", "plus", "int", "range", "modulo", "half", "zeros", "len"],
+    ids=[
+        *("float", "plus", "int", "range", "modulo", "half", "zeros", "len", "set", "negative"),
+        *("root", "floor", "arange", "max"),
+    ],
 )
 def test_other_uses_of_the_batch_size_as_a_number(function: Callable[..., Any]) -> None:
     fast = nw.compile(Function(function))
@@ -586,7 +595,8 @@ def test_names_that_are_no_words() -> None:
     heads = nn.ModuleDict({"my-head 1": nn.Linear(4, 2), "größe": nn.Linear(2, 2)})
 
     def forward(batch: Any) -> Any:
-        return {"an output": heads["größe"](heads["my-head 1"](batch["an input"]).relu()), 3: batch[0]}
+        hidden = heads["my-head 1"](batch["an input"]).relu()
+        return {"an output": heads["größe"](hidden), 3: batch[0]}
 
     model = Function(forward, heads=heads)
     fast = nw.compile(model)

@@ -356,7 +356,7 @@ def test_asking_for_a_graph_before_a_call_and_for_an_unknown_stage() -> None:
     with pytest.raises(nw.errors.NetwrightError, match="call it once with an input"):
         fast.graph()
     fast(array(3, 2))
-    with pytest.raises(ValueError, match="'fused'.*optimized"):
+    with pytest.raises(ValueError, match=r"'fused'.*optimized"):
         fast.graph("fused")
     with pytest.raises(ValueError, match="unknown mode 'test'"):
         fast.graph(mode="test")

@@ -154,24 +154,21 @@ def as_float64(graph: Graph) -> Graph:
     return new
 
 
-SMOOTH = {"relu", "abs", "maximum", "minimum", "where", "amax", "amin", "gt"}
-
-
 def test_gradients_of_random_graphs(
     random_graph: Callable[..., Graph], values_of: Any
 ) -> None:
     checked = 0
-    for seed in range(60):
+    for seed in range(80):
         graph = as_float64(random_graph(seed, size=16))
         # Statistics have no gradient: they exist for layer_norm's own rule.
         statistics = any(v.index for n in graph.nodes for v in n.operands) or any(
             v.index for v in graph.outputs.values()
         )
-        if statistics or any(n.op in SMOOTH for n in graph.nodes):
+        if statistics:
             continue
         check_gradients(graph, values_of(graph, 3, seed), rtol=1e-4)
         checked += 1
-    assert checked >= 5
+    assert checked >= 20
 
 
 # -- what it promises -----------------------------------------------------------------------------

@@ -1,0 +1,90 @@
+"""pack_weights."""
+
+from typing import Any
+
+import pytest
+
+from netwright.ir.graph import Graph
+from netwright.ir.types import Dim, float64
+from netwright.passes.assign_layout import assign_layout
+from netwright.passes.differentiate import differentiate
+from netwright.passes.fuse_conv_bn_relu import fuse_conv_bn_relu
+from netwright.passes.pack_weights import pack_weights
+from netwright.passes.plan_memory import plan_memory
+from netwright.passes.rewriting import Ledger
+
+N = Dim(1)
+
+
+def pack(graph: Graph, ledger: Ledger | None = None) -> Graph:
+    return pack_weights(graph, lambda columns, dtype: 8 if columns > 4 else 4, ledger)
+
+
+def test_linear_reads_a_packed_weight(new_net: Any, assert_same: Any, ops: Any) -> None:
+    net = new_net(float64)
+    graph = net.done(out=net.linear(net.input("x", N, 5), 6, "fc"))
+    ledger = Ledger()
+    after = pack(graph, ledger)
+    assert ops(after) == ["pack_matrix", "linear_packed"]
+    assert after.node("linear").source.module == after.node("linear_packed").source.module == "fc"
+    assert [e.code for e in ledger.entries] == ["P101"]
+    assert_same(graph, after, 1e-14)
+
+
+@pytest.mark.parametrize(("channels", "out", "groups"), [(3, 6, 1), (4, 6, 2), (4, 4, 4)])
+def test_convolutions_and_their_input_gradients(
+    new_net: Any, assert_same: Any, ops: Any, channels: int, out: int, groups: int
+) -> None:
+    net = new_net(float64)
+    y = net.conv(net.input("x", N, 5, 5, channels), out, "conv", layout="NHWC", groups=groups)
+    graph = differentiate(net.done(out=y), {"x"})
+    after = pack(graph)
+    assert ops(after) == ["pack_conv", "conv2d_packed", "pack_conv", "conv2d_grad_input_packed"]
+    assert_same(graph, after, 1e-13)
+
+
+def test_inside_of_a_region(new_net: Any, assert_same: Any, ops: Any) -> None:
+    net = new_net(float64)
+    x = net.input("x", N, 3, 5, 5)
+    y = net.op("relu", net.batch_norm(net.conv(x, 6, "conv"), "bn"))
+    graph = fuse_conv_bn_relu(assign_layout(net.done(out=net.linear(net.flatten(y), 4, "fc"))))
+    after = pack(graph)
+    (region,) = (n for n in after.nodes if n.op == "fused")
+    assert "conv2d_packed" in [n.op for n in region.attrs["body"].nodes]
+    assert ops(after).count("pack_conv") == 1
+    assert_same(graph, after, 1e-13)
+    steps = [s.node.op for s in plan_memory(after, hoist=True).steps if s.node]
+    assert "pack_conv" not in steps and "pack_matrix" not in steps
+
+
+def test_one_pack_serves_all_users_of_a_weight(new_net: Any, assert_same: Any, ops: Any) -> None:
+    net = new_net(float64)
+    x, w = net.input("x", N, 5), net.parameter("w", 5, 5)
+    graph = net.done(out=net.op("linear", net.op("linear", x, w), w))
+    after = pack(graph)
+    assert ops(after).count("pack_matrix") == 1
+    assert_same(graph, after, 1e-13)
+
+
+def test_the_written_order_has_no_packed_form(new_net: Any) -> None:
+    net = new_net()
+    graph = net.done(out=net.conv(net.input("x", N, 3, 5, 5), 6, "conv"))
+    assert pack(graph) == graph
+
+
+def test_a_weight_that_the_region_uses_twice_stays(new_net: Any) -> None:
+    net = new_net()
+    w = net.parameter("w", 4, 4)
+    y = net.op("linear", net.input("x", 4, 4), w)
+    graph = fuse_conv_bn_relu(net.done(out=net.op("mul", y, w)))
+    assert [n.op for n in graph.nodes] == ["parameter", "input", "fused"] or [
+        n.op for n in graph.nodes
+    ] == ["input", "parameter", "fused"]
+    assert pack(graph) == graph
+
+
+def test_a_weight_of_symbolic_size_stays(new_net: Any) -> None:
+    net = new_net()
+    x, w = net.input("x", 4, 5), net.input("w", N, 5)
+    graph = net.done(out=net.op("linear", x, w))
+    assert pack(graph) == graph
