@@ -47,8 +47,10 @@ class CompiledStep(Inspection):
         self._warned: set[str] = set()
         self._lock = threading.RLock()
         self._predict = CompiledModule(model, options)
-        roots = [model, loss] if isinstance(loss, Module) else [model]
-        self._fingerprint = Fingerprint(*roots)
+        self._roots = {"": model}
+        if isinstance(loss, Module):
+            self._roots["loss"] = loss
+        self._fingerprint = Fingerprint(*self._roots.values())
         self._parameter_groups()
 
     def predict(self, *args: Any) -> Any:
@@ -96,12 +98,9 @@ class CompiledStep(Inspection):
 
     def _parameter_groups(self) -> dict[str, tuple[int, Tensor]]:
         """Every trained parameter's path, its group in the optimizer, and its tensor."""
-        roots = {"": self.model}
-        if isinstance(self.loss, Module):
-            roots["loss"] = self.loss
         paths = {
             id(p): (f"{prefix}.{name}" if prefix else name)
-            for prefix, root in roots.items()
+            for prefix, root in self._roots.items()
             for name, p in root.named_parameters()
         }
         groups: dict[str, tuple[int, Tensor]] = {}
@@ -119,10 +118,13 @@ class CompiledStep(Inspection):
         return groups
 
     def _variant(self, call: Call) -> StepVariant:
-        trained = tuple(self._fingerprint.trained)
-        structure = self.optimizer.structure()
-        fingerprint = self._fingerprint.value
-        general = (fingerprint, trained, structure, call.key(not self._options.dynamic))
+        found = self._fingerprint
+        general = (
+            found.value,
+            tuple(found.trained),
+            self.optimizer.structure(),
+            call.key(not self._options.dynamic),
+        )
         exact = (*general, call.shapes())
         key = exact if general in self._fixed else general
         if key not in self._variants:
@@ -145,13 +147,10 @@ class CompiledStep(Inspection):
                 "element 0 of tensors does not require grad and does not have a grad_fn: every "
                 "parameter of the optimizer is frozen; call requires_grad_() on those to train"
             )
-        modules: dict[str, Module] = {"": self.model}
-        if isinstance(self.loss, Module):
-            modules["loss"] = self.loss
         program = _program(self.model, self.loss)
         name = type(self.model).__name__ + "_step"
         made = compiler.capture(
-            program, modules, call.args, {}, self._options, name, self._warned
+            program, self._roots, call.args, {}, self._options, name, self._warned
         )
         _check_loss(made)
         updates = [
@@ -210,6 +209,7 @@ class StepVariant(Variant):
         for path, parameter, name in self._optimizer_tensors:
             tensor = optimizer.state_tensor(parameter, name)
             self.state.exchange(path, tensor)
+        optimizer.check_equal_steps(self.updated)
         found: dict[str, np.ndarray] = {}
         for index, leader in self._leaders.items():
             values = optimizer.hyper(index, leader)

@@ -47,7 +47,7 @@ class State:
         return tuple([t._storage.version for t in self.tensors])
 
     def exchange(self, path: str, tensor: Tensor) -> None:
-        """Uses another tensor for ``path`` (an optimizer that loaded a checkpoint has new ones)."""
+        """Uses another tensor of the same type for ``path``."""
         index = self._positions.get(path)
         if index is not None and self.tensors[index] is not tensor:
             old = self.tensors[index]

@@ -31,6 +31,7 @@ another element size than the result; inputs, state and constants; operators oth
 
 from __future__ import annotations
 
+from ..errors import ShapeError
 from ..ir.graph import Graph, Node, Value
 from ..ir.plan import Location, Plan, Step
 from ..ir.types import Dim, numel
@@ -53,7 +54,9 @@ class _Planner:
         self.graph = graph
         self.plan = Plan()
         self.hoisted = state_only(graph) if hoist else set()
-        self.order = [n for n in graph.nodes if n.op not in SOURCES and n.op != "reshape"]
+        kernels = [n for n in graph.nodes if n.op not in SOURCES and n.op != "reshape"]
+        # Prepared steps run before all others: lifetimes count in that order.
+        self.order = sorted(kernels, key=lambda n: n.name not in self.hoisted)
         self.position = {n.name: i for i, n in enumerate(self.order)}
         self.root: dict[Value, Value] = {}
         for node in graph.nodes:
@@ -136,7 +139,14 @@ class _Planner:
 
     def _buffer(self, value: Value, start: int, end: int) -> Buffer:
         kind = self.graph.type(value)
-        count = numel(kind.shape)
+        try:
+            count = numel(kind.shape)
+        except ShapeError as error:
+            source = self.graph.node(value).source
+            raise ShapeError(
+                f"{value}: {kind} [{source}] cannot be placed in memory: {error}; compile for a "
+                "fixed batch size (dynamic=False)"
+            ) from None
         slot = "batch" if isinstance(count, Dim) else "fixed"
         if value.node in self.hoisted:
             slot = "prepared"

@@ -147,7 +147,7 @@ class DataLoader:
     def _read(self, indices: Any) -> Any:
         if not self._batched:
             return self.collate_fn(self.dataset[indices])
-        whole = getattr(self.dataset, "batch", None)
+        whole = getattr(self.dataset, "_read_batch", None)
         if whole is not None and self.collate_fn is default_collate and len(indices):
             positions = np.asarray([operator.index(i) for i in indices], np.int64)
             batch = whole(positions)

@@ -1,7 +1,7 @@
 """Datasets: indexed or iterated samples.
 
-A dataset may define ``batch(indices)``, which returns a whole collated batch for an int64 array of
-indices, or None where it cannot: the loader then asks for the samples one by one.
+A dataset may define ``_read_batch(indices)``, which returns a whole collated batch for an int64
+array of indices, or None where it cannot: the loader then asks for the samples one by one.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class TensorDataset(Dataset[tuple[Tensor, ...]]):
     def __len__(self) -> int:
         return int(self.tensors[0].shape[0])
 
-    def batch(self, indices: np.ndarray) -> Any:
+    def _read_batch(self, indices: np.ndarray) -> Any:
         """The batch that collating the samples would give, in one copy per tensor."""
         own = type(self).__getitem__ is TensorDataset.__getitem__
         if not own or any(t.requires_grad for t in self.tensors):
@@ -83,9 +83,9 @@ class Subset(Dataset[T]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def batch(self, indices: np.ndarray) -> Any:
+    def _read_batch(self, indices: np.ndarray) -> Any:
         """The dataset's batch of the chosen samples."""
-        inner = getattr(self.dataset, "batch", None)
+        inner = getattr(self.dataset, "_read_batch", None)
         if inner is None or type(self).__getitem__ is not Subset.__getitem__:
             return None
         return inner(np.asarray([self.indices[i] for i in indices.tolist()], np.int64))

@@ -102,8 +102,9 @@ class Optimizer:
 
     def state_tensor(self, param: Tensor, name: str) -> Tensor:
         """A buffer of ``param``; zeros before its first step."""
-        found = self.state[param].get(name) if param in self.state else None
-        if found is not None:
+        state = self.state.get(param)
+        if state is not None and state.get(name) is not None:
+            found: Tensor = state[name]
             return found
         unused = self._unused.setdefault(param, {})
         if name not in unused:
@@ -112,9 +113,8 @@ class Optimizer:
 
     def steps_taken(self, param: Tensor) -> float:
         """Number of steps that ``param`` has seen, where the optimizer counts them."""
-        if param not in self.state or "step" not in self.state[param]:
-            return 0.0
-        return float(self.state[param]["step"])
+        state = self.state.get(param)
+        return 0.0 if state is None or "step" not in state else float(state["step"])
 
     def check_equal_steps(self, params: Iterable[Tensor]) -> None:
         """UnsupportedError unless the parameters of each group are at the same step.

@@ -87,7 +87,7 @@ class MNIST(Dataset[tuple[Any, Any]]):
         label = int(self.targets._array[index])
         return image, label if self.target_transform is None else self.target_transform(label)
 
-    def batch(self, indices: np.ndarray) -> Any:
+    def _read_batch(self, indices: np.ndarray) -> Any:
         """The loader's batch at once, where the transform can do that."""
         if type(self).__getitem__ is not MNIST.__getitem__ or self.target_transform is not None:
             return None

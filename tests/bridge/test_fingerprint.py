@@ -1,6 +1,7 @@
 """What makes a compiled model compile again: attributes, hooks, structure; and what does not."""
 
 import numpy as np
+import pytest
 
 import netwright as nw
 from netwright import nn
@@ -36,12 +37,24 @@ def test_a_changed_number_attribute_compiles_again() -> None:
     assert fast.compilations == 2
 
 
-def test_an_exchanged_submodule_compiles_again() -> None:
+def test_an_exchanged_submodule_is_followed() -> None:
     model = Scaled().eval()
     fast = nw.compile(model)
     assert same(fast, model)
+    first, second = (nn.Linear(4, 2) for _ in range(2))
+    for linear in (first, second):
+        model.linear = linear
+        assert same(fast, model)
+
+
+def test_a_step_refuses_a_parameter_that_its_optimizer_does_not_have() -> None:
+    model = Scaled()
+    optimizer = nw.optim.SGD(model.parameters(), lr=0.1)
+    step = nw.compile(model, loss=nn.MSELoss(), optimizer=optimizer)
+    step(X, np.zeros((3, 2), np.float32))
     model.linear = nn.Linear(4, 2)
-    assert same(fast, model)
+    with pytest.raises(ValueError, match="optimizer"):
+        step(X, np.zeros((3, 2), np.float32))
 
 
 def test_a_hook_is_part_of_the_program_until_it_is_removed() -> None:

@@ -13,6 +13,7 @@ from netwright import nn, optim
 from netwright.errors import LintWarning
 
 torch = pytest.importorskip("torch")
+torch.set_num_threads(1)  # its spinning threads would take the cores of ours
 
 pytestmark = pytest.mark.filterwarnings("ignore::netwright.errors.LintWarning")
 assert issubclass(LintWarning, UserWarning)
@@ -47,14 +48,15 @@ CASES = {
     ),
     "mlp_batch_norm": Case(
         lambda nn: nn.Sequential(
-            nn.Linear(12, 19, bias=False), nn.BatchNorm1d(19), nn.ReLU(), nn.Linear(19, 9),
-            nn.BatchNorm1d(9, momentum=0.3, eps=1e-3), nn.Tanh(), nn.Linear(9, 5),
+            nn.Linear(12, 19, bias=False), nn.BatchNorm1d(19), nn.ReLU(),
+            nn.Linear(19, 9, bias=False), nn.BatchNorm1d(9, momentum=0.3, eps=1e-3), nn.Tanh(),
+            nn.Linear(9, 5),
         ),
         floats(11, 12),
     ),
     "cnn": Case(
         lambda nn: nn.Sequential(
-            nn.Conv2d(1, 6, 5, padding=2), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(1, 6, 5, padding=2, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2),
             nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(p=0.0), nn.Linear(128, 5),
         ),
         floats(6, 1, 12, 12),
@@ -68,7 +70,7 @@ CASES = {
     ),
     "conv1d": Case(
         lambda nn: nn.Sequential(
-            nn.Conv1d(3, 8, 5, stride=2, padding=2), nn.BatchNorm1d(8), nn.ReLU(),
+            nn.Conv1d(3, 8, 5, stride=2, padding=2, bias=False), nn.BatchNorm1d(8), nn.ReLU(),
             nn.Conv1d(8, 8, 3, dilation=2, groups=2), nn.SiLU(), nn.Flatten(), nn.Linear(48, 5),
         ),
         floats(5, 3, 20),

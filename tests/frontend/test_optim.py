@@ -228,7 +228,7 @@ def test_backward_through_a_stepped_parameter_is_an_error() -> None:
     loss = (p * p).sum()
     p.grad = ones(3)
     SGD([p], lr=0.25).step()
-    with pytest.raises(RuntimeError, match="in-?place"):
+    with pytest.raises(RuntimeError, match=r"in-?place"):
         loss.backward()
 
 

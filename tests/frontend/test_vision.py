@@ -60,7 +60,7 @@ def test_a_sample_without_transform_is_a_tensor_between_zero_and_one() -> None:
     digits = MNIST(train=False)
     image, label = digits[3]
     assert tuple(image.shape) == (1, 28, 28) and str(image.dtype) == "netwright.float32"
-    assert 0.0 == image.min().item() and image.max().item() <= 1.0
+    assert image.min().item() == 0.0 and image.max().item() <= 1.0
     assert type(label) is int and label == int(digits.targets[3])
     np.testing.assert_array_equal(
         image.numpy()[0], digits.data.numpy()[3].astype(np.float32) / np.float32(255)

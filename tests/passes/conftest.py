@@ -11,8 +11,9 @@ import pytest
 from netwright.ir.graph import Graph, Source, Value
 from netwright.ir.interpreter import evaluate
 from netwright.ir.text import parse
-from netwright.ir.types import Dim, DType, TensorType, float32, int64
+from netwright.ir.types import Dim, DType, TensorType, float32, float64, int64
 from netwright.ir.verify import verify
+from netwright.passes.differentiate import differentiate
 
 
 class Net:
@@ -156,6 +157,52 @@ def assert_same() -> Callable[..., None]:
     """``assert_same(before, after, rtol=1e-5, n=3)``: ``after`` is valid, its text round-trips, and
     both graphs compute the same."""
     return _assert_same
+
+
+def _mlp(net: Net) -> Value:
+    x = net.op("relu", net.linear(net.flatten(net.input("x", Dim(1), 1, 4, 4)), 8, "fc1"))
+    x = net.op("gelu", net.batch_norm(net.linear(x, 8, "fc2"), "bn"), approximate="none")
+    return net.op("softmax", net.linear(x, 4, "fc3"), dim=1)
+
+
+def _residual(net: Net, train: bool = False) -> Value:
+    x = net.conv(net.input("x", Dim(1), 3, 8, 8), 4, "conv1")
+    x = net.max_pool(net.op("relu", net.batch_norm(x, "bn1", train=train)))
+    y = net.op("relu", net.batch_norm(net.conv(x, 4, "conv2"), "bn2", train=train))
+    x = net.op("relu", net.op("add", net.conv(y, 4, "conv3", bias=False), x))
+    return net.linear(net.flatten(x), 4, "fc")
+
+
+def _words(net: Net) -> Value:
+    idx = net.input("idx", Dim(1), 5, dtype=int64)
+    x = net.op("embedding", idx, net.parameter("table", 6, 4), padding_idx=0)
+    norm = [net.parameter("norm_weight", 4), net.parameter("norm_bias", 4)]
+    x, _, _ = net.op("layer_norm", x, *norm, ndim=1, eps=1e-5)
+    keep = net.op("uniform", net.input("rng", 2, dtype=int64), shape=(Dim(1), 5, 4), stream=0)
+    mask = net.op("ge", keep, net.constant(0.5, dtype=float32))
+    x = net.op("where", mask, net.op("mul", x, net.constant(2.0)), net.constant(0.0))
+    return net.linear(net.op("mean", x, dims=(1,), keepdim=False), 4, "fc")
+
+
+@pytest.fixture
+def example_graphs() -> dict[str, Graph]:
+    """Small networks in float64 by name: their outputs, and their training graphs, which have a
+    loss, gradients and updates."""
+    makers = {
+        "mlp": _mlp,
+        "residual": _residual,
+        "residual_train": lambda net: _residual(net, train=True),
+        "words": _words,
+    }
+    found = {}
+    for name, make in makers.items():
+        net = Net(float64, name)
+        found[name] = net.done(out=make(net))
+        net = Net(float64, name)
+        graph = net.done(loss=net.cross_entropy(make(net), net.labels()))
+        weights = {n.attrs["path"] for n in graph.sources("parameter")}
+        found[f"{name}_loss"] = differentiate(graph, weights, loss="loss")
+    return found
 
 
 @pytest.fixture

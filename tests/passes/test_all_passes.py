@@ -1,6 +1,7 @@
 """What holds for every pass: the graph stays valid, its text round-trips, its results stay."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +75,25 @@ def test_all_passes_in_order_keep_the_results_of_random_graphs(
         for apply in PASSES.values():
             after = apply(after, ledger)
             _check(graph, after, values)
+
+
+@pytest.mark.parametrize("name", [n for n in PASSES if n != "eliminate_redundant_softmax"])
+def test_a_pass_keeps_the_results_of_the_example_networks(
+    name: str, example_graphs: dict[str, Graph], assert_same: Any
+) -> None:
+    for graph in example_graphs.values():
+        assert_same(graph, PASSES[name](graph, Ledger()), 1e-11)
+
+
+def test_all_passes_in_order_keep_the_results_of_the_example_networks(
+    example_graphs: dict[str, Graph], assert_same: Any
+) -> None:
+    for graph in example_graphs.values():
+        first, *others = PASSES.values()
+        corrected = after = first(graph, Ledger())  # without a softmax before the loss
+        for apply in others:
+            after = apply(after, Ledger())
+            assert_same(corrected, after, 1e-11)
 
 
 @pytest.mark.parametrize("name", PASSES)

@@ -1,4 +1,4 @@
-"""fuse_conv_bn_relu: the folded weights are right, epilogues have one result, nothing else fires."""
+"""fuse_conv_bn_relu: folded weights are right, epilogues have one result, nothing else fires."""
 
 from typing import Any
 

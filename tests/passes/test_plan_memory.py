@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from netwright.errors import ShapeError
 from netwright.ir.graph import Graph
 from netwright.ir.interpreter import evaluate, run_node
 from netwright.ir.plan import Location, Plan
@@ -103,25 +104,29 @@ def check_overlaps(graph: Graph, plan: Plan) -> None:
         for v in step.node.values if step.node else ():
             born[v] = at
             died[v] = at
-    for v in born:  # prepared values stay for the next call
-        if plan.locations[v].slot == "prepared":
+    for v in born:  # prepared values that a call reads stay for the next call
+        if plan.locations[v].slot == "prepared" and died[v] >= len(plan.prepare):
             died[v] = len(steps)
     live = [(v, plan.locations[v], size_of(graph, v)) for v in born]
     live = [item for item in live if item[1].slot in ARENAS]
     for i, (a, la, sa) in enumerate(live):
         assert la.offset % 64 == 0
         for b, lb, sb in live[i + 1 :]:
-            shares = la.slot == lb.slot and la.offset < lb.offset + sb and lb.offset < la.offset + sa
-            if not shares:
+            apart = la.offset >= lb.offset + sb or lb.offset >= la.offset + sa
+            if la.slot != lb.slot or apart:
                 continue
             first, second = (a, b) if born[a] <= born[b] else (b, a)
-            handed_on = died[first] == born[second] and first != second and born[first] < born[second]
-            if handed_on:
+            if died[first] == born[second] > born[first]:  # handed on
                 node = graph.node(second)
                 assert first in [root[v] for v in node.operands] and la.offset == lb.offset
                 assert graph.type(first).dtype.itemsize == graph.type(second).dtype.itemsize
             else:
                 assert died[first] < born[second], f"{first} and {second} overlap"
+
+
+def squared(kind: TensorType) -> list[Any]:
+    """The symbolic extents after the first: a value of N x N elements has no place in a plan."""
+    return [d for d in kind.shape if isinstance(d, Dim)][1:]
 
 
 def size_of(graph: Graph, value: Any) -> int:
@@ -139,9 +144,21 @@ def test_plans_of_random_graphs(
 ) -> None:
     for seed in range(40):
         graph = random_graph(seed, size=30, regions=seed % 2 == 0)
+        if any(isinstance(d, Dim) for n in graph.nodes for t in n.types for d in squared(t)):
+            continue
         if seed % 3 == 0:
             graph = fuse_elementwise(simplify(graph))
         check_plan(graph, graph_values(graph, n=3, seed=seed), 3, hoist)
+
+
+@pytest.mark.parametrize("hoist", [False, True])
+def test_plans_of_the_example_networks(
+    example_graphs: dict[str, Graph], values_of: Any, hoist: bool
+) -> None:
+    for graph in example_graphs.values():
+        check_plan(graph, values_of(graph), 3, hoist)
+        fused = fuse_elementwise(fuse_conv_bn_relu(simplify(graph)))
+        check_plan(fused, values_of(graph), 3, hoist)
 
 
 @pytest.mark.parametrize("hoist", [False, True])
@@ -170,6 +187,15 @@ def test_plan_of_a_folded_network(new_net: Any, values_of: Any) -> None:
     plan = check_plan(fuse_conv_bn_relu(graph), values_of(graph), 3, hoist=True)
     assert plan.prepared_bytes and plan.prepare
     assert len([s for s in plan.steps if s.node]) == 2
+
+
+def test_a_value_of_batch_by_batch_elements_is_refused_by_name(new_net: Any) -> None:
+    net = new_net()
+    x = net.input("x", N)
+    y = net.op("mul", net.op("reshape", x, shape=(N, 1)), x, module="gram")
+    graph = net.done(out=net.op("sum", y, dims=(1,), keepdim=False))
+    with pytest.raises(ShapeError, match=r"%mul: f32\[N,N\] \[gram at model.py:2\].*dynamic=False"):
+        plan_memory(graph)
 
 
 def test_ten_layers_need_two_live_activations(new_net: Any) -> None:
@@ -314,7 +340,7 @@ def updated(net: Any) -> tuple[Any, Any, Any]:
 
 def test_an_update_is_written_straight_into_the_parameter(new_net: Any, values_of: Any) -> None:
     net = new_net()
-    w, g, new = updated(net)
+    _, _, new = updated(net)
     graph = net.done(out=net.op("softmax", new, dim=0))
     plan = check_plan(graph, values_of(graph), 3)
     assert committing(plan, "w") == "sub" and plan.fixed_bytes == 0
@@ -384,7 +410,7 @@ def test_parameters_that_swap_are_staged(new_net: Any, values_of: Any) -> None:
     net.graph.updates.update(a=b, b=a, c=b)
     graph = net.done(out=net.op("neg", c))
     plan = check_plan(graph, values_of(graph), 3)
-    assert plan.fixed_bytes == 3 * 64
+    assert plan.fixed_bytes == 2 * 64
 
 
 def test_a_parameter_that_stays_is_not_copied(new_net: Any, values_of: Any) -> None:
@@ -407,6 +433,19 @@ def test_functions_of_state_are_prepared_once(new_net: Any, values_of: Any) -> N
     assert [s.node.op for s in plan.prepare if s.node] == ["mul", "exp"]
     assert plan.prepared_bytes == 64, "the second over the first"
     assert not plan_memory(graph).prepare
+
+
+def test_a_prepared_value_that_a_call_reads_is_not_written_over(
+    new_net: Any, values_of: Any
+) -> None:
+    """The call comes after all that is prepared, wherever it stands in the graph."""
+    net = new_net()
+    once = net.op("exp", net.parameter("w", 8))
+    y = net.op("add", net.input("x", 8), once)
+    twice = net.op("neg", once)
+    graph = net.done(y=y, z=net.op("mul", y, twice))
+    plan = check_plan(graph, values_of(graph), 3, hoist=True)
+    assert plan.prepared_bytes == 128
 
 
 def test_what_depends_on_the_batch_is_not_prepared(new_net: Any, values_of: Any) -> None:
