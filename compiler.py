@@ -31,6 +31,7 @@ from .passes.eliminate_redundant_softmax import eliminate_redundant_softmax
 from .passes.fold_constants import fold_constants
 from .passes.fuse_conv_bn_relu import fuse_conv_bn_relu
 from .passes.fuse_elementwise import fuse_elementwise
+from .passes.fuse_reductions import fuse_reductions
 from .passes.lint import lint
 from .passes.pack_weights import pack_weights
 from .passes.plan_memory import plan_memory
@@ -48,6 +49,7 @@ PASSES = (
     "assign_layout",
     "fuse_conv_bn_relu",
     "fuse_elementwise",
+    "fuse_reductions",
     "pack_weights",
 )
 
@@ -109,6 +111,8 @@ def capture(
     try:
         traced = tracing.trace(program, modules, args, kwargs, options.dynamic, name)
     except NetwrightError as error:
+        if not options.dynamic:
+            raise
         # Sizes may fit for this batch only; if they never do, the error that counts has numbers.
         traced = tracing.trace(program, modules, args, kwargs, False, name)
         ledger.note("trace", "T001", False, f"compiled for one batch size: {error}")
@@ -185,6 +189,7 @@ def lower(graph: Graph, made: Compilation, options: Options) -> Graph:
         ("assign_layout", assign_layout),
         ("fuse_conv_bn_relu", fuse_conv_bn_relu),
         ("fuse_elementwise", fuse_elementwise),
+        ("fuse_reductions", fuse_reductions),
         ("pack_weights", partial(_pack, target=host())),
         ("eliminate_dead_code", eliminate_dead_code),
     ]
@@ -219,6 +224,7 @@ def _run(
     name: str, apply: Callable[..., Graph], graph: Graph, made: Compilation
 ) -> Graph:
     start = time.perf_counter()
-    graph = made.stages[name] = apply(graph, made.ledger)
+    stage = f"{name}_2" if name in made.stages else name
+    graph = made.stages[stage] = apply(graph, made.ledger)
     made.seconds["passes"] = made.seconds.get("passes", 0.0) + time.perf_counter() - start
     return graph

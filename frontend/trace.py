@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ..errors import BatchSpecializationError, NetwrightError, TraceError
+from ..errors import BatchSpecializationError, NetwrightError, ShapeError, TraceError
 from ..ir.graph import Graph, Source, Value
-from ..ir.types import Dim, DType, Extent, TensorType, dtype_of
+from ..ir.types import Dim, DType, Extent, TensorType, dtype_of, numel, shape_text
 from . import dispatch, grad_mode, tree
 from .dims import Size
 from .nn.module import Module
@@ -324,11 +324,24 @@ class _Tracer:
         plain = {k: _plain(v) for k, v in attrs.items()}
         results = self.graph.add(name, *operands, source=self.source(), **plain)
         several = not isinstance(results, Value)
-        tensors = tuple(self.tensor(v) for v in (results if several else (results,)))
+        values = results if several else (results,)
+        for value in values:
+            self._check_size(name, self.graph.type(value))
+        tensors = tuple(self.tensor(v) for v in values)
         if not grad_mode.is_grad_enabled():
             for tensor in tensors:
                 tensor._made_without_grad = tensor.dtype.is_float
         return tensors if several else tensors[0]
+
+    def _check_size(self, name: str, kind: TensorType) -> None:
+        """A batch by batch tensor (x @ x.T) has no size that is a multiple of N."""
+        try:
+            numel(kind.shape)
+        except ShapeError:
+            raise BatchSpecializationError(
+                f"{name}{_in(self.source())} makes a tensor of shape {shape_text(kind.shape)}, "
+                "whose size is no multiple of the batch"
+            ) from None
 
     def _without_history(self, tensor: Tensor) -> Tensor:
         """What no_grad() made is a constant for what is computed from it outside of no_grad()."""

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from netwright.ir.graph import Graph, Source, Value
-from netwright.ir.interpreter import evaluate
+from netwright.ir.interpreter import evaluate, run_node
+from netwright.ir.plan import Location, Plan
 from netwright.ir.text import parse
-from netwright.ir.types import Dim, DType, TensorType, float32, float64, int64
+from netwright.ir.types import Dim, DType, TensorType, float32, float64, int64, numel
 from netwright.ir.verify import verify
 from netwright.passes.differentiate import differentiate
+from netwright.passes.plan_memory import plan_memory
 
 
 class Net:
@@ -213,3 +215,121 @@ def ops() -> Callable[[Graph], list[str]]:
         return [n.op for n in graph.nodes if n.operands]
 
     return find
+
+
+ARENAS = ("batch", "fixed", "prepared")
+
+
+# -- a machine that runs plans --------------------------------------------------------------------
+
+
+class _Memory:
+    """Bytes per slot. An arena is one block, as in the runtime, filled with NaN at first."""
+
+    def __init__(self, plan: Plan, n: int, slots: dict[str, np.ndarray]) -> None:
+        self.n = n
+        self.slots = {k: np.array(v).reshape(-1).view(np.uint8) for k, v in slots.items()}
+        sizes = (plan.batch_bytes * n, plan.fixed_bytes, plan.prepared_bytes)
+        for slot, size in zip(ARENAS, sizes, strict=True):
+            self.slots[slot] = np.full(size, 255, np.uint8)
+
+    def view(self, at: Location, kind: TensorType) -> np.ndarray:
+        shape = kind.at(self.n).shape
+        size = int(np.prod(shape)) * kind.dtype.itemsize
+        start = at.offset * (self.n if at.slot == "batch" else 1)
+        raw = self.slots[at.slot][start : start + size]
+        assert raw.size == size, f"{at} is outside of its slot"
+        return raw.view(kind.dtype.np).reshape(shape)
+
+
+def _run_plan(graph: Graph, plan: Plan, values: dict[str, np.ndarray], n: int) -> dict[str, Any]:
+    """Runs the steps of a plan on one memory: what overlaps wrongly is overwritten, and seen."""
+    slots: dict[str, np.ndarray] = {}
+    for node in graph.nodes:
+        if node.op in ("parameter", "buffer"):
+            slots["state:" + node.attrs["path"]] = values[node.attrs["path"]]
+        elif node.op == "input":
+            slots["input:" + node.attrs["path"]] = values[node.attrs["path"]]
+        elif node.op == "constant":
+            slots["constant:" + node.name] = node.attrs["value"]
+    for name, value in graph.outputs.items():
+        kind = graph.type(value).at(n)
+        slots["output:" + name] = np.empty(kind.shape, kind.dtype.np)
+    memory = _Memory(plan, n, slots)
+    for step in (*plan.prepare, *plan.steps):
+        if step.node is None:
+            assert step.copied is not None
+            kind = graph.type(step.copied)
+            memory.view(step.results[0], kind)[...] = memory.view(step.operands[0], kind)
+            continue
+        kinds = [graph.type(v) for v in step.node.operands]
+        operands = [memory.view(at, k).copy() for at, k in zip(step.operands, kinds, strict=True)]
+        results = run_node(step.node, operands, n)
+        for at, kind, result in zip(step.results, step.node.types, results, strict=True):
+            memory.view(at, kind)[...] = result
+    found = {
+        k: memory.view(Location("output:" + k), graph.type(v)) for k, v in graph.outputs.items()
+    }
+    for path, value in graph.updates.items():
+        found["update:" + path] = memory.view(Location("state:" + path), graph.type(value))
+    return found
+
+
+def _check_plan(graph: Graph, values: dict[str, np.ndarray], n: int, hoist: bool = False) -> Plan:
+    """The plan gives the interpreter's results, and no two live values overlap."""
+    plan = plan_memory(graph, hoist)
+    expected, found = evaluate(graph, values, n), _run_plan(graph, plan, values, n)
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+    _check_overlaps(graph, plan)
+    return plan
+
+
+def _check_overlaps(graph: Graph, plan: Plan) -> None:
+    """Re-simulates lifetimes: values that are live at one step do not share bytes of an arena,
+    except reshapes of one value and an elementwise result over an operand that dies there."""
+    root: dict[Any, Any] = {}
+    for node in graph.nodes:
+        for v in node.values:
+            root[v] = root[node.operands[0]] if node.op == "reshape" else v
+    steps = [*plan.prepare, *plan.steps]
+    born: dict[Any, int] = {}
+    died: dict[Any, int] = {}
+    for at, step in enumerate(steps):
+        used = step.node.operands if step.node else (step.copied,)
+        for v in used:
+            died[root[v]] = at
+        for v in step.node.values if step.node else ():
+            born[v] = at
+            died[v] = at
+    for v in born:  # prepared values that a call reads stay for the next call
+        if plan.locations[v].slot == "prepared" and died[v] >= len(plan.prepare):
+            died[v] = len(steps)
+    live = [(v, plan.locations[v], _size_of(graph, v)) for v in born]
+    live = [item for item in live if item[1].slot in ARENAS]
+    for i, (a, la, sa) in enumerate(live):
+        assert la.offset % 64 == 0
+        for b, lb, sb in live[i + 1 :]:
+            apart = la.offset >= lb.offset + sb or lb.offset >= la.offset + sa
+            if la.slot != lb.slot or apart:
+                continue
+            first, second = (a, b) if born[a] <= born[b] else (b, a)
+            if died[first] == born[second] > born[first]:  # handed on
+                node = graph.node(second)
+                assert first in [root[v] for v in node.operands] and la.offset == lb.offset
+                assert graph.type(first).dtype.itemsize == graph.type(second).dtype.itemsize
+            else:
+                assert died[first] < born[second], f"{first} and {second} overlap"
+
+
+def _size_of(graph: Graph, value: Any) -> int:
+    kind = graph.type(value)
+    size = numel(kind.shape)
+    return (size.coef if isinstance(size, Dim) else size) * kind.dtype.itemsize
+
+
+@pytest.fixture
+def check_plan() -> Callable[..., Plan]:
+    """``check_plan(graph, values, n, hoist=False)``: the memory plan of a graph, after it has been
+    run, with the interpreter's results, and its lifetimes have been re-simulated."""
+    return _check_plan

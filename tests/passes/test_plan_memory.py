@@ -1,4 +1,4 @@
-"""plan_memory: lifetimes are re-simulated, updates are committed only where nothing can tell."""
+"""plan_memory: lifetimes are re-simulated, and every plan is run."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,9 +8,8 @@ import pytest
 
 from netwright.errors import ShapeError
 from netwright.ir.graph import Graph
-from netwright.ir.interpreter import evaluate, run_node
 from netwright.ir.plan import Location, Plan
-from netwright.ir.types import Dim, TensorType, bool_, float64, int64, numel
+from netwright.ir.types import Dim, TensorType, bool_, float64, int64
 from netwright.passes.differentiate import differentiate
 from netwright.passes.fuse_conv_bn_relu import fuse_conv_bn_relu
 from netwright.passes.fuse_elementwise import fuse_elementwise
@@ -19,109 +18,6 @@ from netwright.passes.simplify import simplify
 from netwright.passes.state import state_only
 
 N = Dim(1)
-ARENAS = ("batch", "fixed", "prepared")
-
-
-# -- a machine that runs plans --------------------------------------------------------------------
-
-
-class Memory:
-    """Bytes per slot. An arena is one block, as in the runtime, filled with NaN at first."""
-
-    def __init__(self, plan: Plan, n: int, slots: dict[str, np.ndarray]) -> None:
-        self.n = n
-        self.slots = {k: np.array(v).reshape(-1).view(np.uint8) for k, v in slots.items()}
-        sizes = (plan.batch_bytes * n, plan.fixed_bytes, plan.prepared_bytes)
-        for slot, size in zip(ARENAS, sizes, strict=True):
-            self.slots[slot] = np.full(size, 255, np.uint8)
-
-    def view(self, at: Location, kind: TensorType) -> np.ndarray:
-        shape = kind.at(self.n).shape
-        size = int(np.prod(shape)) * kind.dtype.itemsize
-        start = at.offset * (self.n if at.slot == "batch" else 1)
-        raw = self.slots[at.slot][start : start + size]
-        assert raw.size == size, f"{at} is outside of its slot"
-        return raw.view(kind.dtype.np).reshape(shape)
-
-
-def run_plan(graph: Graph, plan: Plan, values: dict[str, np.ndarray], n: int) -> dict[str, Any]:
-    """Runs the steps of a plan on one memory: what overlaps wrongly is overwritten, and seen."""
-    slots: dict[str, np.ndarray] = {}
-    for node in graph.nodes:
-        if node.op in ("parameter", "buffer"):
-            slots["state:" + node.attrs["path"]] = values[node.attrs["path"]]
-        elif node.op == "input":
-            slots["input:" + node.attrs["path"]] = values[node.attrs["path"]]
-        elif node.op == "constant":
-            slots["constant:" + node.name] = node.attrs["value"]
-    for name, value in graph.outputs.items():
-        kind = graph.type(value).at(n)
-        slots["output:" + name] = np.empty(kind.shape, kind.dtype.np)
-    memory = Memory(plan, n, slots)
-    for step in (*plan.prepare, *plan.steps):
-        if step.node is None:
-            assert step.copied is not None
-            kind = graph.type(step.copied)
-            memory.view(step.results[0], kind)[...] = memory.view(step.operands[0], kind)
-            continue
-        kinds = [graph.type(v) for v in step.node.operands]
-        operands = [memory.view(at, k).copy() for at, k in zip(step.operands, kinds, strict=True)]
-        results = run_node(step.node, operands, n)
-        for at, kind, result in zip(step.results, step.node.types, results, strict=True):
-            memory.view(at, kind)[...] = result
-    found = {
-        k: memory.view(Location("output:" + k), graph.type(v)) for k, v in graph.outputs.items()
-    }
-    for path, value in graph.updates.items():
-        found["update:" + path] = memory.view(Location("state:" + path), graph.type(value))
-    return found
-
-
-def check_plan(graph: Graph, values: dict[str, np.ndarray], n: int, hoist: bool = False) -> Plan:
-    """The plan gives the interpreter's results, and no two live values overlap."""
-    plan = plan_memory(graph, hoist)
-    expected, found = evaluate(graph, values, n), run_plan(graph, plan, values, n)
-    for name in expected:
-        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
-    check_overlaps(graph, plan)
-    return plan
-
-
-def check_overlaps(graph: Graph, plan: Plan) -> None:
-    """Re-simulates lifetimes: values that are live at one step do not share bytes of an arena,
-    except reshapes of one value and an elementwise result over an operand that dies there."""
-    root: dict[Any, Any] = {}
-    for node in graph.nodes:
-        for v in node.values:
-            root[v] = root[node.operands[0]] if node.op == "reshape" else v
-    steps = [*plan.prepare, *plan.steps]
-    born: dict[Any, int] = {}
-    died: dict[Any, int] = {}
-    for at, step in enumerate(steps):
-        used = step.node.operands if step.node else (step.copied,)
-        for v in used:
-            died[root[v]] = at
-        for v in step.node.values if step.node else ():
-            born[v] = at
-            died[v] = at
-    for v in born:  # prepared values that a call reads stay for the next call
-        if plan.locations[v].slot == "prepared" and died[v] >= len(plan.prepare):
-            died[v] = len(steps)
-    live = [(v, plan.locations[v], size_of(graph, v)) for v in born]
-    live = [item for item in live if item[1].slot in ARENAS]
-    for i, (a, la, sa) in enumerate(live):
-        assert la.offset % 64 == 0
-        for b, lb, sb in live[i + 1 :]:
-            apart = la.offset >= lb.offset + sb or lb.offset >= la.offset + sa
-            if la.slot != lb.slot or apart:
-                continue
-            first, second = (a, b) if born[a] <= born[b] else (b, a)
-            if died[first] == born[second] > born[first]:  # handed on
-                node = graph.node(second)
-                assert first in [root[v] for v in node.operands] and la.offset == lb.offset
-                assert graph.type(first).dtype.itemsize == graph.type(second).dtype.itemsize
-            else:
-                assert died[first] < born[second], f"{first} and {second} overlap"
 
 
 def squared(kind: TensorType) -> list[Any]:
@@ -129,18 +25,12 @@ def squared(kind: TensorType) -> list[Any]:
     return [d for d in kind.shape if isinstance(d, Dim)][1:]
 
 
-def size_of(graph: Graph, value: Any) -> int:
-    kind = graph.type(value)
-    size = numel(kind.shape)
-    return (size.coef if isinstance(size, Dim) else size) * kind.dtype.itemsize
-
-
 # -- whole graphs ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("hoist", [False, True])
 def test_plans_of_random_graphs(
-    random_graph: Callable[..., Graph], graph_values: Any, hoist: bool
+    random_graph: Callable[..., Graph], graph_values: Any, check_plan: Any, hoist: bool
 ) -> None:
     for seed in range(40):
         graph = random_graph(seed, size=30, regions=seed % 2 == 0)
@@ -153,7 +43,7 @@ def test_plans_of_random_graphs(
 
 @pytest.mark.parametrize("hoist", [False, True])
 def test_plans_of_the_example_networks(
-    example_graphs: dict[str, Graph], values_of: Any, hoist: bool
+    example_graphs: dict[str, Graph], values_of: Any, check_plan: Any, hoist: bool
 ) -> None:
     for graph in example_graphs.values():
         check_plan(graph, values_of(graph), 3, hoist)
@@ -162,7 +52,9 @@ def test_plans_of_the_example_networks(
 
 
 @pytest.mark.parametrize("hoist", [False, True])
-def test_plan_of_a_training_step(new_net: Any, values_of: Any, hoist: bool) -> None:
+def test_plan_of_a_training_step(
+    new_net: Any, values_of: Any, check_plan: Any, hoist: bool
+) -> None:
     net = new_net(float64)
     x = net.conv(net.input("x", N, 2, 6, 6), 4, "conv")
     x = net.max_pool(net.op("relu", net.batch_norm(x, "bn", train=True)))
@@ -180,7 +72,7 @@ def test_plan_of_a_training_step(new_net: Any, values_of: Any, hoist: bool) -> N
     assert {"state:" + w for w in weights} <= committed, "every parameter is written in place"
 
 
-def test_plan_of_a_folded_network(new_net: Any, values_of: Any) -> None:
+def test_plan_of_a_folded_network(new_net: Any, values_of: Any, check_plan: Any) -> None:
     net = new_net(float64)
     x = net.conv(net.input("x", N, 2, 6, 6), 4, "conv")
     graph = net.done(out=net.linear(net.flatten(net.op("relu", net.batch_norm(x, "bn"))), 3, "fc"))
@@ -244,7 +136,7 @@ def test_also_of_a_reshaped_and_of_a_repeated_operand(new_net: Any) -> None:
 
 
 @pytest.mark.parametrize("case", ["later", "broadcast", "both_ways", "size", "softmax", "input"])
-def test_operands_that_must_stay(new_net: Any, values_of: Any, case: str) -> None:
+def test_operands_that_must_stay(new_net: Any, values_of: Any, check_plan: Any, case: str) -> None:
     net = new_net(float64)
     x = net.input("x", 8, 8)
     a = net.op("softmax", x, dim=1)
@@ -276,7 +168,9 @@ def test_operands_that_must_stay(new_net: Any, values_of: Any, case: str) -> Non
     assert not in_place(check_plan(graph, values_of(graph), 3), watched)
 
 
-def test_the_key_of_random_numbers_is_not_written_over(new_net: Any, values_of: Any) -> None:
+def test_the_key_of_random_numbers_is_not_written_over(
+    new_net: Any, values_of: Any, check_plan: Any
+) -> None:
     net = new_net(float64)
     key = net.op("add", net.input("rng", 2, dtype=int64), net.constant([0, 1], int64))
     draw = net.op("uniform", key, shape=(2,), stream=0)
@@ -296,7 +190,9 @@ def test_outputs_are_computed_where_the_caller_wants_them(new_net: Any) -> None:
     assert len(plan.steps) == 1 and plan.locations[y] == Location("output:out")
 
 
-def test_outputs_that_are_something_else_are_copied(new_net: Any, values_of: Any) -> None:
+def test_outputs_that_are_something_else_are_copied(
+    new_net: Any, values_of: Any, check_plan: Any
+) -> None:
     net = new_net()
     x, w = net.input("x", N, 4), net.parameter("w", 4)
     y = net.op("exp", x)
@@ -309,7 +205,7 @@ def test_outputs_that_are_something_else_are_copied(new_net: Any, values_of: Any
     assert sum(s.node is None for s in plan.steps) == 7
 
 
-def test_the_source_of_a_copy_is_pinned(new_net: Any, values_of: Any) -> None:
+def test_the_source_of_a_copy_is_pinned(new_net: Any, values_of: Any, check_plan: Any) -> None:
     """It must not be written over between its last reader and the copy at the end."""
     net = new_net()
     w = net.buffer("w", 64)
@@ -322,110 +218,12 @@ def test_the_source_of_a_copy_is_pinned(new_net: Any, values_of: Any) -> None:
     check_plan(graph, values_of(graph), 3)
 
 
-# -- updates of state -----------------------------------------------------------------------------
-
-
-def committing(plan: Plan, path: str) -> str:
-    """What writes the state: the operator, or ``copy``."""
-    (step,) = (s for s in plan.steps if s.commits and s.results[0].slot == "state:" + path)
-    return step.node.op if step.node else "copy"
-
-
-def updated(net: Any) -> tuple[Any, Any, Any]:
-    w, g = net.parameter("w", 8), net.input("g", 8)
-    new = net.op("sub", w, g)
-    net.graph.updates["w"] = new
-    return w, g, new
-
-
-def test_an_update_is_written_straight_into_the_parameter(new_net: Any, values_of: Any) -> None:
-    net = new_net()
-    _, _, new = updated(net)
-    graph = net.done(out=net.op("softmax", new, dim=0))
-    plan = check_plan(graph, values_of(graph), 3)
-    assert committing(plan, "w") == "sub" and plan.fixed_bytes == 0
-    assert plan.locations[new] == Location("state:w")
-
-
-def test_also_after_other_readers_have_run(new_net: Any, values_of: Any) -> None:
-    net = new_net()
-    w, g = net.parameter("w", 8), net.input("g", 8)
-    y = net.op("exp", w)
-    net.graph.updates["w"] = net.op("sub", w, net.op("mul", g, y))
-    graph = net.done(out=y)
-    assert committing(check_plan(graph, values_of(graph), 3), "w") == "sub"
-
-
-@pytest.mark.parametrize(
-    "case",
-    ["read_later", "read_through_reshape", "output", "reshaped_output", "other_update",
-     "result_is_output", "not_elementwise", "broadcast", "checked_later", "is_input",
-     "is_prepared"],
-)  # fmt: skip
-def test_an_update_that_would_be_seen_is_copied_at_the_end(
-    new_net: Any, values_of: Any, case: str
-) -> None:
-    net = new_net()
-    outputs: dict[str, Any] = {}
-    hoist = case == "is_prepared"
-    if case == "not_elementwise":
-        w = net.parameter("w", 8)
-        net.graph.updates["w"] = net.op("softmax", w, dim=0)
-    elif case == "broadcast":
-        w = net.parameter("w", 1, 1)
-        net.graph.updates["w"] = net.op("sum", net.op("add", w, net.input("g", 8, 1)), dims=(0,),
-                                        keepdim=True)
-        outputs["late"] = net.op("neg", w)
-    elif case == "is_input":
-        net.parameter("w", 8)
-        net.graph.updates["w"] = net.input("g", 8)
-    elif case == "is_prepared":
-        net.parameter("w", 8)
-        net.graph.updates["w"] = net.op("exp", net.parameter("other", 8))
-    else:
-        w, _, new = updated(net)
-        if case == "read_later":
-            outputs["late"] = net.op("exp", w)
-        elif case == "read_through_reshape":
-            outputs["late"] = net.op("exp", net.op("reshape", w, shape=(2, 4)))
-        elif case == "output":
-            outputs["old"] = w
-        elif case == "reshaped_output":
-            outputs["old"] = net.op("reshape", w, shape=(2, 4))
-        elif case == "other_update":
-            net.parameter("mirror", 8)
-            net.graph.updates["mirror"] = w
-        elif case == "result_is_output":
-            outputs["new"] = new
-        elif case == "checked_later":
-            outputs["loss"] = net.cross_entropy(net.input("x", N, 4), net.labels())
-    graph = net.done(**outputs)
-    plan = check_plan(graph, values_of(graph), 3, hoist)
-    assert committing(plan, "w") == "copy"
-
-
-def test_parameters_that_swap_are_staged(new_net: Any, values_of: Any) -> None:
-    net = new_net()
-    a, b, c = (net.parameter(name, 8) for name in "abc")
-    net.graph.updates.update(a=b, b=a, c=b)
-    graph = net.done(out=net.op("neg", c))
-    plan = check_plan(graph, values_of(graph), 3)
-    assert plan.fixed_bytes == 2 * 64
-
-
-def test_a_parameter_that_stays_is_not_copied(new_net: Any, values_of: Any) -> None:
-    net = new_net()
-    a = net.parameter("a", 8)
-    net.graph.updates["a"] = a
-    graph = net.done(out=net.op("neg", a))
-    plan = check_plan(graph, values_of(graph), 3)
-    assert len(plan.steps) == 1 and not plan.steps[0].commits
-
-
 # -- what is prepared -----------------------------------------------------------------------------
 
 
-def test_functions_of_state_are_prepared_once(new_net: Any, values_of: Any) -> None:
+def test_functions_of_state_are_prepared_once(
+    new_net: Any, values_of: Any, check_plan: Any
+) -> None:
     net = new_net()
     scale = net.op("mul", net.parameter("w", 8), net.constant(2.0))
     graph = net.done(out=net.op("add", net.input("x", N, 8), net.op("exp", scale)))
@@ -436,7 +234,7 @@ def test_functions_of_state_are_prepared_once(new_net: Any, values_of: Any) -> N
 
 
 def test_a_prepared_value_that_a_call_reads_is_not_written_over(
-    new_net: Any, values_of: Any
+    new_net: Any, values_of: Any, check_plan: Any
 ) -> None:
     """The call comes after all that is prepared, wherever it stands in the graph."""
     net = new_net()
@@ -448,7 +246,9 @@ def test_a_prepared_value_that_a_call_reads_is_not_written_over(
     assert plan.prepared_bytes == 128
 
 
-def test_what_depends_on_the_batch_is_not_prepared(new_net: Any, values_of: Any) -> None:
+def test_what_depends_on_the_batch_is_not_prepared(
+    new_net: Any, values_of: Any, check_plan: Any
+) -> None:
     net = new_net()
     w = net.parameter("w", 8)
     total = net.op("sum", net.op("broadcast_to", w, shape=(N, 8)), dims=(0,), keepdim=False)
@@ -458,7 +258,9 @@ def test_what_depends_on_the_batch_is_not_prepared(new_net: Any, values_of: Any)
     assert not plan.prepare
 
 
-def test_what_depends_on_state_that_changes_is_not_prepared(new_net: Any, values_of: Any) -> None:
+def test_what_depends_on_state_that_changes_is_not_prepared(
+    new_net: Any, values_of: Any, check_plan: Any
+) -> None:
     net = new_net()
     mean, x = net.buffer("mean", 8), net.input("x", 8)
     kept = net.op("mul", mean, net.constant(0.9))
@@ -468,7 +270,9 @@ def test_what_depends_on_state_that_changes_is_not_prepared(new_net: Any, values
     assert not check_plan(graph, values_of(graph), 3, hoist=True).prepare
 
 
-def test_masks_and_numbers_have_their_own_sizes(new_net: Any, values_of: Any) -> None:
+def test_masks_and_numbers_have_their_own_sizes(
+    new_net: Any, values_of: Any, check_plan: Any
+) -> None:
     net = new_net(float64)
     x = net.input("x", N, 100)
     mask = net.op("gt", x, net.constant(0.0))
