@@ -41,6 +41,11 @@ class Call:
         ]
         return self._nest, tuple(kinds)
 
+    @property
+    def batch(self) -> int | None:
+        """The leading extent that counts as the batch."""
+        return next((t._array.shape[0] for t in self.leaves if t._array.shape), None)
+
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """The exact shapes of the tensors."""
         return tuple([t._array.shape for t in self.leaves])

@@ -20,7 +20,7 @@ from .call import Call
 from .fingerprint import Fingerprint
 from .gradients import LazyBackward, TrainingVariant, Wanted, run_training
 from .inspection import Inspection
-from .variant import Variant
+from .variant import Variant, find, keep
 
 
 class CompiledModule(Inspection, Module):
@@ -37,7 +37,6 @@ class CompiledModule(Inspection, Module):
         own["_options"] = options
         own["_fingerprint"] = Fingerprint(model)
         own["_variants"] = {}
-        own["_fixed"] = set()
         own["_warned"] = set()
         own["_compile_lock"] = threading.RLock()
 
@@ -139,13 +138,12 @@ class CompiledModule(Inspection, Module):
         """The compilation for this call, made if it is new."""
         fingerprint = self._fingerprint.value
         general = (mode, fingerprint, detail, call.key(not self._options.dynamic))
-        exact = (*general, call.shapes())
-        key = exact if general in self._fixed else general
-        variant = self._variants.get(key)
+        variant = find(self._variants, general, call)
         if variant is not None:
             return variant
         with self._compile_lock:
-            if key not in self._variants:
+            variant = find(self._variants, general, call)
+            if variant is None:
                 name = type(self._model).__name__
                 made = compiler.capture(
                     self._model,
@@ -160,12 +158,9 @@ class CompiledModule(Inspection, Module):
                 variant = kind(made)
                 training = any(m.training for m in self._model.modules())
                 variant.mode = "forward" if mode == "eval" and training else mode
-                if variant.fixed_batch and self._options.dynamic:
-                    self._fixed.add(general)
-                    key = exact
-                self._variants[key] = variant
+                keep(self._variants, general, call, variant)
                 self._tell(variant)
-        return self._variants[key]
+        return variant
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from .call import Call
 from .fingerprint import Fingerprint
 from .inspection import Inspection
 from .module import CompiledModule
-from .variant import Variant
+from .variant import Variant, find, keep
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -43,7 +43,6 @@ class CompiledStep(Inspection):
         self.optimizer = optimizer
         self._options = options
         self._variants: dict[Any, StepVariant] = {}
-        self._fixed: set[Any] = set()
         self._warned: set[str] = set()
         self._lock = threading.RLock()
         self._predict = CompiledModule(model, options)
@@ -125,17 +124,13 @@ class CompiledStep(Inspection):
             self.optimizer.structure(),
             call.key(not self._options.dynamic),
         )
-        exact = (*general, call.shapes())
-        key = exact if general in self._fixed else general
-        if key not in self._variants:
+        variant = find(self._variants, general, call)
+        if variant is None:
             with self._lock:
                 variant = self._compile(call)
-                if variant.fixed_batch and self._options.dynamic:
-                    self._fixed.add(general)
-                    key = exact
-                self._variants[key] = variant
+                keep(self._variants, general, call, variant)
                 self._tell(variant)
-        return self._variants[key]
+        return variant
 
     def _compile(self, call: Call) -> StepVariant:
         groups = {

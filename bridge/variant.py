@@ -17,6 +17,7 @@ from ..ir.graph import Graph
 from ..ir.types import Dim, TensorType, numel
 from ..passes.split_backward import SAVED
 from ..runtime.executable import Executable
+from .call import Call
 
 
 class State:
@@ -58,6 +59,19 @@ class State:
         """Counts the run's writes as in-place modifications."""
         for tensor in self.updated:
             tensor._storage.version += 1
+
+
+def find(variants: dict[Any, Any], general: Any, call: Call) -> Any:
+    """The program for a call: that for every batch size, else that for these shapes, or None."""
+    found = variants.get(general)
+    if found is not None and not (found.traced.needs_many and call.batch == 1):
+        return found
+    return variants.get((general, call.shapes()))
+
+
+def keep(variants: dict[Any, Any], general: Any, call: Call, variant: Variant) -> None:
+    """Files a new program for ``find``."""
+    variants[(general, call.shapes()) if variant.fixed_batch else general] = variant
 
 
 class Variant:

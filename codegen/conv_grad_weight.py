@@ -16,11 +16,11 @@ from ..ir.types import TensorType, numel
 from .brgemm import MicroKernels, Reduction, Tile, register_rows
 from .depthwise_grad_weight import depthwise_grad_weight
 from .epilogue import TileEpilogue
-from .gemm import MAX_TASKS, Gemm, extent, gemm_kernel, kernel_params
+from .gemm import Gemm, gemm_kernel
 from .image import PaddedCopy, WeightGradient, even_chunks, forward_axis
-from .kernel import Kernel, TaskCount, symbol_for
+from .kernel import MAX_TASKS, Kernel, TaskCount, assembled, kernel_params, symbol_for
 from .packing import PanelSource, choose_panel, pack_function
-from .sizes import Size, least, minus, plus, quotient, remainder, times
+from .sizes import Size, extent, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
 
@@ -193,13 +193,12 @@ class _Writer:
                         self._tile(here, b, into, column, kind, kinds, shared)
             self._write(sums, first, stop)
         functions = [*self.helpers, *self.micro.functions, f]
-        return Kernel(
-            self.symbol,
-            "\n".join([*self.tables, *(g.render() for g in functions)]),
-            frozenset().union(*(g.declarations for g in functions)),
+        return assembled(
+            functions,
             TaskCount(tasks),
             block_bytes + count * self.tile_elements * size,
             spec.flops,
+            tables=self.tables,
         )
 
     def _table(self, name: str, values: list[int]) -> str:

@@ -17,7 +17,7 @@ from .brgemm import MicroKernels, Reduction, Tile, register_rows
 from .conv_grad_weight import emit_conv_grad_weight
 from .depthwise import depthwise_kernel
 from .epilogue import Contraction, contraction_of
-from .gemm import MAX_TASKS, Gemm, extent, gemm_kernel, kernel_params, traffic
+from .gemm import Gemm, gemm_kernel
 from .image import (
     Convolution,
     PaddedCopy,
@@ -27,9 +27,17 @@ from .image import (
     gradient_axis,
     runs,
 )
-from .kernel import Kernel, TaskCount, symbol_for
+from .kernel import (
+    MAX_TASKS,
+    Kernel,
+    TaskCount,
+    assembled,
+    kernel_params,
+    symbol_for,
+    traffic,
+)
 from .packing import PanelSource, choose_panel, conv_source, pack_function
-from .sizes import Size, least, minus, plus, quotient, remainder, times
+from .sizes import Size, extent, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
 
@@ -218,10 +226,8 @@ class _Writer:
             with f.loop(plus(f, part, "%run"), start=part) as loop:
                 self._part(image, block, loop.index, source, weights)
         functions = [*self.helpers, *self.micro.functions, f]
-        return Kernel(
-            self.symbol,
-            "".join(g.render() for g in functions),
-            frozenset().union(*(g.declarations for g in functions)),
+        return assembled(
+            functions,
             TaskCount(tasks),
             self.scratch,
             spec.flops,

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from .brgemm import Tile
 from .emitter import Lane, VectorEmitter
 from .epilogue import Contraction
-from .gemm import MAX_TASKS, extent, kernel_params
 from .image import Convolution, PaddedCopy, Phase, even_chunks, runs
-from .kernel import Kernel, TaskCount, symbol_for
+from .kernel import MAX_TASKS, Kernel, TaskCount, assembled, kernel_params, symbol_for
 from .packing import conv_source, pack_function
-from .sizes import Size, least, minus, plus, quotient, remainder, times
+from .sizes import Size, extent, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
 
@@ -81,10 +80,8 @@ class _Writer:
                 for columns in spec.columns.phases:
                     self._phase(image, block, source, weights, rows, columns)
         functions = [*self.helpers, *self.micro.values(), f]
-        return Kernel(
-            self.symbol,
-            "".join(g.render() for g in functions),
-            frozenset().union(*(g.declarations for g in functions)),
+        return assembled(
+            functions,
             TaskCount(tasks),
             block_bytes + weight_bytes,
             spec.flops,

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from .brgemm import tail_mask
 from .emitter import Lane, VectorEmitter
-from .gemm import extent, kernel_params
 from .image import PaddedCopy, WeightGradient
-from .kernel import Kernel, TaskCount, symbol_for
-from .sizes import Size, least, minus, plus, times
+from .kernel import Kernel, TaskCount, assembled, kernel_params, symbol_for
+from .sizes import Size, extent, least, minus, plus, times
 from .target import Target
 from .text import Function
 
@@ -79,10 +78,8 @@ class _Writer:
                     self._vector(task.index, vectors, rest, x, g, sums, rows)
             self._write(sums)
         functions = [*self.micro.values(), f]
-        return Kernel(
-            self.symbol,
-            "".join(g.render() for g in functions),
-            frozenset().union(*(g.declarations for g in functions)),
+        return assembled(
+            functions,
             TaskCount(vectors),
             block_bytes + vectors * per_vector * size,
             spec.flops,

@@ -12,12 +12,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..ir.types import Dim, DType, Extent, TensorType, numel
+from ..ir.types import Dim, DType, Extent, numel
 from .brgemm import MicroKernels, Reduction, Tile, halving_rows, register_rows
 from .epilogue import ALL_ONES, TileEpilogue
-from .kernel import Kernel, TaskCount, symbol_for
+from .kernel import MAX_TASKS, Kernel, TaskCount, assembled, kernel_params, symbol_for
 from .packing import PanelSource, pack_function
-from .sizes import Size, greatest, least, minus, plus, quotient, remainder, times
+from .sizes import Size, extent, greatest, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
 
@@ -29,8 +29,6 @@ _ROWS_WORTH_PACKING = 4
 _LINE = 64  # bytes of a cache line
 # Rows for which several panels are done at a time.
 _FEW_ROWS = 2
-# Ranges into which work can be cut; many divisors, so that few threads get equal shares.
-MAX_TASKS = 240
 
 
 @dataclass(frozen=True)
@@ -88,26 +86,6 @@ def gemm_kernel(
     the kernel has.
     """
     return _GemmWriter(prefix, spec, epilogue, pointers, inputs, target).kernel()
-
-
-def kernel_params(outputs: int, inputs: int) -> list[tuple[str, str]]:
-    """The parameters of a kernel (see ``Kernel``)."""
-    params = [("ptr", f"out{i}") for i in range(outputs)]
-    params += [("ptr", f"in{i}") for i in range(inputs)]
-    params += [("ptr", "scratch"), ("ptr", "status")]
-    return [*params, ("i64", "N"), ("i64", "begin"), ("i64", "end")]
-
-
-def traffic(types: Sequence[TensorType]) -> Extent:
-    """Bytes of tensors that are read or written once: those that grow with the batch, if any do."""
-    sizes = [(t.size, t.dtype.itemsize) for t in types]
-    per_sample = sum(n.coef * item for n, item in sizes if isinstance(n, Dim))
-    return Dim(per_sample) if per_sample else sum(n * i for n, i in sizes if isinstance(n, int))
-
-
-def extent(f: Function, size: Extent) -> Size:
-    """An extent as a number or as the i64 that holds it."""
-    return times(f, "%N", size.coef) if isinstance(size, Dim) else size
 
 
 def tile_heights(unit: int, rows: int, static: bool, remainder: int) -> list[int]:
@@ -233,10 +211,8 @@ class _GemmWriter:
         else:
             self._blocks(line)
         functions = [*self.helpers, *self.micro.functions, f]
-        return Kernel(
-            self.symbol,
-            "".join(g.render() for g in functions),
-            frozenset().union(*(g.declarations for g in functions)),
+        return assembled(
+            functions,
             TaskCount(tasks),
             self.scratch,
             numel((spec.m, spec.n, spec.k, *spec.batch)) * 2,

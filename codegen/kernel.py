@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..ir.types import Dim, Extent
+from ..ir.types import Dim, Extent, TensorType
+from .text import Function
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,49 @@ class Kernel:
 
 STATUS_INDEX_OUT_OF_RANGE = 1
 
+# Ranges into which work can be cut; many divisors, so that few threads get equal shares.
+MAX_TASKS = 240
+
 
 def symbol_for(prefix: str, *key: object) -> str:
     """A name made from everything that a kernel depends on, so that equal kernels are shared."""
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:12]
     return f"{prefix}_{digest}"
+
+
+def kernel_params(outputs: int, inputs: int) -> list[tuple[str, str]]:
+    """The parameters of a kernel (see ``Kernel``)."""
+    params = [("ptr", f"out{i}") for i in range(outputs)]
+    params += [("ptr", f"in{i}") for i in range(inputs)]
+    params += [("ptr", "scratch"), ("ptr", "status")]
+    return [*params, ("i64", "N"), ("i64", "begin"), ("i64", "end")]
+
+
+def assembled(
+    functions: Sequence[Function],
+    tasks: TaskCount,
+    scratch_bytes: int = 0,
+    flops: Extent = 0,
+    bytes: Extent = 0,
+    tables: Sequence[str] = (),
+) -> Kernel:
+    """The kernel whose function is the last of ``functions``, with those that it calls before it.
+
+    ``tables`` are definitions of constants.
+    """
+    return Kernel(
+        functions[-1].name,
+        "\n".join([*tables, *(f.render() for f in functions)]),
+        frozenset().union(*(f.declarations for f in functions)),
+        tasks,
+        scratch_bytes,
+        flops,
+        bytes,
+    )
+
+
+def traffic(types: Sequence[TensorType]) -> Extent:
+    """Bytes of tensors that are read or written once: those that grow with the batch, if any do."""
+    sizes = [(t.size, t.dtype.itemsize) for t in types]
+    per_sample = sum(n.coef * item for n, item in sizes if isinstance(n, Dim))
+    return Dim(per_sample) if per_sample else sum(n * i for n, i in sizes if isinstance(n, int))

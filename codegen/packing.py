@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..ir.types import DType, TensorType
 from .brgemm import register_rows, tail_mask
 from .emitter import Lane, VectorEmitter
-from .kernel import Kernel, TaskCount, symbol_for
+from .kernel import Kernel, TaskCount, assembled, symbol_for
 from .target import Target
 from .text import Function
 
@@ -280,10 +280,8 @@ def _pack_kernel(
         f.do(f"call void @{symbol}_panel({args})")
     parts = pack_function(f"{symbol}_panel", source, target)
     moved = (source.columns + source.panels * source.panel) * rows * blocks * source.dtype.itemsize
-    return Kernel(
-        symbol,
-        "".join(p.render() for p in [*parts, f]),
-        frozenset().union(*(p.declarations for p in [*parts, f])),
+    return assembled(
+        [*parts, f],
         TaskCount(source.panels * blocks),
         bytes=moved,
     )

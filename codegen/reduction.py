@@ -9,7 +9,6 @@ Sums of float32 are taken in chunks of a fixed size which are added up in float6
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -30,13 +29,13 @@ from ..ir.types import (
     numel,
     uint8,
 )
+from .accumulators import Accumulator, argument, extremum, quantifier
 from .body import lower_nodes
 from .emitter import Lane, VectorEmitter, memory_type
 from .iteration import broadcast_strides, merged
 from .kernel import Kernel, TaskCount
 from .loops import (
     Lanes,
-    Merge,
     Position,
     add_all,
     fold,
@@ -114,80 +113,6 @@ def _axes(shape: Shape, reduced: Sequence[int], operands: Sequence[Shape]) -> li
     return [Axis(a.extent, a.strides[-1] != 0, a.strides[:-1]) for a in merged(shape, strides)]
 
 
-# ---- what is accumulated
-
-
-@dataclass(frozen=True)
-class Accumulator:
-    """How partial results start, take one element, and merge."""
-
-    init: Callable[[VectorEmitter], Lanes]
-    step: Callable[[VectorEmitter, Lanes, Lane, Lane | None], Lanes]
-    merge: Merge
-
-
-def _extremum(dtype: DType, largest: bool) -> Accumulator:
-    """Maximum or minimum; NaN if there is one."""
-
-    def merge(e: VectorEmitter, a: Lanes, b: Lanes) -> Lanes:
-        return ((e.maximum if largest else e.minimum)(a[0], b[0]),)
-
-    return Accumulator(
-        init=lambda e: (e.constant(_worst(dtype, largest), dtype),),
-        step=lambda e, acc, x, index: merge(e, (x,), acc),
-        merge=merge,
-    )
-
-
-def _worst(dtype: DType, largest: bool) -> float:
-    """What every element beats or equals: -inf or the smallest integer for a maximum."""
-    if dtype.is_float:
-        return -math.inf if largest else math.inf
-    limits = np.iinfo(dtype.np)
-    return int(limits.min if largest else limits.max)
-
-
-def _argument(dtype: DType, index: DType, largest: bool) -> Accumulator:
-    """The best value and its index; the first of equals wins, and a NaN beats all numbers."""
-    nowhere = int(np.iinfo(index.np).max)
-
-    def beats(e: VectorEmitter, x: Lane, best: Lane) -> Lane:
-        order = e.gt(x, best) if largest else e.lt(x, best)
-        if not dtype.is_float:
-            return order
-        return e.logical_or(order, e.logical_and(e.isnan(x), e.logical_not(e.isnan(best))))
-
-    def step(e: VectorEmitter, acc: Lanes, x: Lane, at: Lane | None) -> Lanes:
-        best, where = acc
-        take = beats(e, x, best)
-        return e.select(take, x, best), where if at is None else e.select(take, at, where)
-
-    def merge(e: VectorEmitter, a: Lanes, b: Lanes) -> Lanes:
-        takes_b = beats(e, b[0], a[0])
-        same = e.logical_not(e.logical_or(takes_b, beats(e, a[0], b[0])))
-        take = e.logical_or(takes_b, e.logical_and(same, e.lt(b[1], a[1])))
-        return e.select(take, b[0], a[0]), e.select(take, b[1], a[1])
-
-    return Accumulator(
-        init=lambda e: (e.constant(_worst(dtype, largest), dtype), e.constant(nowhere, index)),
-        step=step,
-        merge=merge,
-    )
-
-
-def _quantifier(every: bool) -> Accumulator:
-    """``all`` or ``any`` over bytes 0 and 1."""
-
-    def merge(e: VectorEmitter, a: Lanes, b: Lanes) -> Lanes:
-        return (e.op("and" if every else "or", a[0], b[0]),)
-
-    return Accumulator(
-        init=lambda e: (e.constant(every, uint8),),
-        step=lambda e, acc, x, index: merge(e, (x,), acc),
-        merge=merge,
-    )
-
-
 # ---- emission
 
 
@@ -204,7 +129,8 @@ class _Reduction:
             self.axes.append(Axis(1, False, (0,) * len(w.inputs)))
         # Elements are accumulated in this dtype: integers are summed in that of the result.
         self.dtype = uint8 if dtype is bool_ else self.out.dtype if node.op in SUMS else dtype
-        self.index = int32 if isinstance(self.count, int) and dtype is float32 else int64
+        narrow = isinstance(self.count, int) and self.count < 2**31 and dtype is float32
+        self.index = int32 if narrow else int64
         self.size = numel(shape)
 
     def emit(self) -> Kernel:
@@ -346,10 +272,10 @@ class _Reduction:
                 merge=add_all,
             )
         if op in ARGUMENTS:
-            return _argument(self.dtype, self.index, op == "argmax")
+            return argument(self.dtype, self.index, op == "argmax")
         if op in ("all", "any"):
-            return _quantifier(op == "all")
-        return _extremum(self.dtype, op == "amax")
+            return quantifier(op == "all")
+        return extremum(self.dtype, op == "amax")
 
     def _bases(self, axes: Sequence[Axis], index: Size) -> list[str]:
         """The operands' addresses at a linear index over ``axes``."""

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..ir.types import Dim, Extent
 from .text import Function
 
 Size = str | int
+
+
+def extent(f: Function, size: Extent) -> Size:
+    """An extent as a number or as the i64 that holds it."""
+    return times(f, "%N", size.coef) if isinstance(size, Dim) else size
 
 
 def plus(fn: Function, a: Size, b: Size) -> Size:

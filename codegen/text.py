@@ -77,11 +77,6 @@ class Function:
             return ""
         return self.emit(text)
 
-    @property
-    def current_block(self) -> str:
-        """Label of the block that is being written (for phis)."""
-        return self._block
-
     def label(self, name: str) -> None:
         """Starts a block."""
         self._lines.append(f"{name}:")

@@ -112,6 +112,8 @@ def in_column_block(
     body: Callable[[list[Position]], None],
 ) -> None:
     """Emits ``body(positions)`` for block number ``b``; the last block may be partial."""
+    if inner == 0:
+        return
     fn, lanes = e.fn, e.lanes
     block, blocks = lanes * group, column_blocks(e, inner, group)
     rest = inner - (blocks - 1) * block

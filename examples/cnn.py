@@ -10,9 +10,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+import numpy as np
+
 import netwright as nw
 from netwright import nn, optim
 from netwright.utils.data import DataLoader, TensorDataset
+from netwright.vision.datasets import MNIST
+from netwright.vision.transforms import ToTensor
 
 
 class CNN(nn.Module):
@@ -39,13 +43,21 @@ class CNN(nn.Module):
         return self.classifier(x.view(x.size(0), -1))
 
 
+def shifted(pixels: np.ndarray) -> nw.Tensor:
+    """A digit (28, 28), moved by up to one pixel in each direction, as an image (1, 28, 28)."""
+    move = nw.randint(-1, 2, (2,)).tolist()
+    return ToTensor()(np.roll(pixels, move, axis=(0, 1)))
+
+
 def train(model: nn.Module, epochs: int, eager: bool = False) -> None:
-    """Adam with a cosine schedule on the 4,000 training digits."""
-    loader = DataLoader(
-        TensorDataset(*nw.vision.datasets.MNIST(train=True).tensors()), batch_size=64, shuffle=True
-    )
-    criterion = nn.CrossEntropyLoss()
-    optimizer = optim.Adam(model.parameters(), lr=1e-3)
+    """Adam with a cosine schedule on the 4,000 training digits, each shifted anew when it is drawn.
+
+    Shifts, small batches and label smoothing are what so few digits need: without them this network
+    stays at 95 %, in PyTorch, too.
+    """
+    loader = DataLoader(MNIST(train=True, transform=shifted), batch_size=16, shuffle=True)
+    criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
+    optimizer = optim.Adam(model.parameters(), lr=2e-3)
     schedule = optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     step = nw.compile(model, loss=criterion, optimizer=optimizer)
     for epoch in range(epochs):
@@ -64,7 +76,7 @@ def train(model: nn.Module, epochs: int, eager: bool = False) -> None:
 
 def accuracy(model: nn.Module) -> float:
     """Share of the 1,000 test digits that are classified correctly, in batches of 100."""
-    test = TensorDataset(*nw.vision.datasets.MNIST(train=False).tensors())
+    test = TensorDataset(*MNIST(train=False).tensors())
     model.eval()
     correct = 0
     with nw.no_grad():
@@ -76,7 +88,7 @@ def accuracy(model: nn.Module) -> float:
 def main(argv: Sequence[str] | None = None) -> float:
     """Trains and returns the test accuracy."""
     parser = argparse.ArgumentParser(description="CNN on the shipped digits")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--eager", action="store_true", help="numpy instead of native code")
     options = parser.parse_args(argv)
     nw.manual_seed(0)

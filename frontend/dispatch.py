@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -37,6 +38,9 @@ class Tracer(Protocol):
 
     def update_buffer(self, buffer: Tensor, value: Tensor) -> None:
         """Notes that a run ends with ``value`` in ``buffer``; later reads see it."""
+
+    def assume_not_one(self, extent: Dim, what: str) -> None:
+        """Notes that ``what`` does something else where a symbolic extent is 1."""
 
     def random_key(self) -> tuple[Tensor, int]:
         """The generator's key and the stream of this draw."""
@@ -257,16 +261,18 @@ def connect(fn: GradFn, outputs: Sequence[Tensor]) -> None:
             t._requires_grad = True
 
 
+def is_ours(frame: FrameType) -> bool:
+    """Whether the code of a frame belongs to this package."""
+    name: str = frame.f_globals.get("__name__", "")
+    return name.partition(".")[0] == __name__.partition(".")[0]
+
+
 def caller() -> tuple[str, int]:
     """File and line of the innermost frame outside this package; ('', 0) if there is none."""
-    package = __name__.partition(".")[0]
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        module = frame.f_globals.get("__name__", "")
-        if module.partition(".")[0] != package:
+        if not is_ours(frame):
             return frame.f_code.co_filename, frame.f_lineno
-        if frame.f_back is None:
-            break
         frame = frame.f_back
     return "", 0
 

@@ -61,8 +61,8 @@ class _Switch:
         return wrapped
 
 
-class no_grad(_Switch):  # noqa: N801, RUF100
-    """Records nothing inside: ``with no_grad():``, ``@no_grad()`` or ``@no_grad``."""
+class _Bare(_Switch):
+    """A switch without options, which may decorate without being called."""
 
     def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
         made = super().__new__(cls)
@@ -70,20 +70,17 @@ class no_grad(_Switch):  # noqa: N801, RUF100
             return made
         made.__init__()  # type: ignore[misc]
         return made(function)
+
+
+class no_grad(_Bare):  # noqa: N801, RUF100
+    """Records nothing inside: ``with no_grad():``, ``@no_grad()`` or ``@no_grad``."""
 
     def _set(self) -> None:
         _state.enabled = False
 
 
-class enable_grad(_Switch):  # noqa: N801, RUF100
+class enable_grad(_Bare):  # noqa: N801, RUF100
     """Records inside, even within ``no_grad()``."""
-
-    def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
-        made = super().__new__(cls)
-        if function is None:
-            return made
-        made.__init__()  # type: ignore[misc]
-        return made(function)
 
     def _set(self) -> None:
         _state.enabled = True

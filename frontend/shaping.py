@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BatchSpecializationError, ShapeError
 from ..ir.types import Dim, Extent, numel
+from . import dispatch
 from .dims import concrete, dim_index, infer_shape, size_arguments
 from .dispatch import apply, as_operand, is_tensor
 
@@ -82,6 +83,10 @@ def squeeze(input: Any, dim: Any = None) -> Tensor:
         dims = set(range(rank))
     else:
         dims = {dim_index(d, rank) for d in (dim if isinstance(dim, (tuple, list)) else (dim,))}
+    for i in dims:
+        size = input.shape[i] if rank else 0
+        if isinstance(size, Dim) and dispatch.tracer is not None:
+            dispatch.tracer.assume_not_one(size, "squeeze()")
     return _reshape(
         input, tuple(s for i, s in enumerate(input.shape) if not (i in dims and s == 1))
     )

@@ -371,20 +371,9 @@ class Tensor(Operators, Methods):
 
     def to(self, *args: Any, **kwargs: Any) -> Tensor:
         """Another dtype: ``to(dtype)``, ``to('cpu')``, ``to(device, dtype)``, ``to(tensor)``."""
-        dtype = kwargs.pop("dtype", None)
         duplicate = kwargs.pop("copy", False)
-        check_device(kwargs.pop("device", None))
-        kwargs.pop("non_blocking", None)
-        if kwargs:
-            raise TypeError(f"to() got an unexpected keyword argument {next(iter(kwargs))!r}")
-        for arg in args:
-            if isinstance(arg, Tensor):
-                dtype = arg.dtype
-            elif isinstance(arg, (str, device)):
-                check_device(arg)
-            elif arg is not None and not isinstance(arg, bool):
-                dtype = arg
-        found = self if dtype is None else dispatch.cast(self, dtype_of(dtype))
+        dtype = wanted_dtype(args, kwargs)
+        found = self if dtype is None else dispatch.cast(self, dtype)
         return found.clone() if duplicate and found is self else found
 
     def type_as(self, other: Tensor) -> Tensor:
@@ -488,3 +477,22 @@ class Tensor(Operators, Methods):
 
 
 dispatch.register_tensor_class(Tensor)
+
+
+def wanted_dtype(args: tuple[Any, ...], kwargs: dict[str, Any]) -> DType | None:
+    """The dtype among the arguments of ``to()``, of a tensor or a module; a device other than the
+    CPU is an error."""
+    options = dict(kwargs)
+    check_device(options.pop("device", None))
+    wanted = options.pop("dtype", None)
+    options.pop("non_blocking", None)
+    if options:
+        raise TypeError(f"to() got an unexpected keyword argument {next(iter(options))!r}")
+    for arg in args:
+        if isinstance(arg, Tensor):
+            wanted = arg.dtype
+        elif isinstance(arg, (str, device)):
+            check_device(arg)
+        elif arg is not None and not isinstance(arg, bool):
+            wanted = arg
+    return None if wanted is None else dtype_of(wanted)

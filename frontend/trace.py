@@ -13,18 +13,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
-from ..errors import BatchSpecializationError, NetwrightError, ShapeError, TraceError
+from ..errors import BatchSpecializationError, NetwrightError, TraceError
 from ..ir.graph import Graph, Source, Value
-from ..ir.types import Dim, DType, Extent, TensorType, dtype_of, numel, shape_text
+from ..ir.types import Dim, DType, Extent, TensorType, dtype_of, shape_text
 from . import dispatch, grad_mode, tree
-from .dims import Size
 from .nn.module import Module
 from .nn.parameter import Parameter
-from .storage import Storage
+from .symbolic import TracedTensor
 from .tensor import Tensor
 
 
@@ -42,6 +41,8 @@ class Traced:
     result: Any
     state: dict[str, Tensor]
     random_streams: int = 0
+    needs_many: bool = False
+    """Whether a batch of one needs a program of its own (``squeeze()`` would drop that batch)."""
 
 
 class OutputRef(str):
@@ -78,6 +79,7 @@ def trace(
     path_of = {id(found): path for path, found in tree.flatten(named, _is_slot)}
     paths = [path_of[id(s)] for s in slots]
     batch = _batch_extent([s.tensor for s in slots]) if dynamic else None
+    tracer.batch = batch
     for s, path in zip(slots, paths, strict=True):
         s.symbol = tracer.input(path, s.tensor, batch)
     traced_args = tree.map_leaves(placed_args, _is_slot, _symbol_of)
@@ -100,7 +102,7 @@ def trace(
         names[id(tensor)] = path or "out"
         tracer.graph.outputs[path or "out"] = tracer.value_of(tensor)
     refs = tree.map_leaves(result, _is_tensor, lambda t: OutputRef(names[id(t)]))
-    return Traced(tracer.graph, paths, refs, tracer.used_state, tracer.streams)
+    return Traced(tracer.graph, paths, refs, tracer.used_state, tracer.streams, tracer.needs_many)
 
 
 def is_symbolic_leaf(value: Any) -> bool:
@@ -150,72 +152,6 @@ def _name_of(program: Any) -> str:
     return getattr(program, "__name__", type(program).__name__)
 
 
-class TracedDim(Dim):
-    """The symbolic batch as a program sees it in ``x.shape[0]``: it can be multiplied and passed
-    to ``view``; using it as a number means the graph must be made for one batch size."""
-
-    def _needs_number(self, what: str) -> NoReturn:
-        file, line = dispatch.caller()
-        raise BatchSpecializationError(
-            f"{what} needs the batch size as a number at {file}:{line}, where it is the symbolic N"
-        )
-
-    def __eq__(self, other: object) -> bool:
-        return self._equals(other, sys._getframe(1))
-
-    def __ne__(self, other: object) -> bool:
-        return not self._equals(other, sys._getframe(1))
-
-    def _equals(self, other: object, caller: FrameType) -> bool:
-        if isinstance(other, Dim):
-            return self.coef == other.coef
-        if isinstance(other, (int, tuple)) and not _is_ours(caller):
-            self._needs_number("comparing x.shape[0] with a number")
-        return False
-
-    def __hash__(self) -> int:
-        if not _is_ours(sys._getframe(1)):
-            self._needs_number("looking up x.shape[0] in a set or dict")
-        return hash((self.coef,))
-
-    def __index__(self) -> int:
-        self._needs_number("using x.shape[0] as an integer")
-
-    __int__ = __index__
-
-    def __float__(self) -> float:
-        self._needs_number("float(x.shape[0])")
-
-    def __bool__(self) -> bool:
-        self._needs_number("a condition on x.shape[0]")
-
-    def __lt__(self, other: object) -> bool:
-        self._needs_number("comparing x.shape[0]")
-
-    __le__ = __gt__ = __ge__ = __lt__
-
-    def __add__(self, other: object) -> Any:
-        self._needs_number("adding to x.shape[0]")
-
-    __radd__ = __sub__ = __rsub__ = __truediv__ = __rtruediv__ = __add__
-    __mod__ = __rmod__ = __pow__ = __rpow__ = __rfloordiv__ = __divmod__ = __rdivmod__ = __add__
-
-    def __neg__(self) -> Any:
-        self._needs_number("arithmetic with x.shape[0]")
-
-    __pos__ = __abs__ = __invert__ = __round__ = __trunc__ = __floor__ = __ceil__ = __neg__
-
-
-def _is_ours(frame: FrameType) -> bool:
-    """Whether the code of a frame belongs to this package."""
-    name: str = frame.f_globals.get("__name__", "")
-    return name.partition(".")[0] == __name__.partition(".")[0]
-
-
-def _visible(extent: Extent) -> Extent:
-    return TracedDim(extent.coef) if isinstance(extent, Dim) else extent
-
-
 def _plain(attr: Any) -> Any:
     """Attributes as the IR keeps them: plain extents, dtypes by their short names."""
     if isinstance(attr, Dim):
@@ -233,48 +169,6 @@ def _plain(attr: Any) -> Any:
     return attr
 
 
-class TracedTensor(Tensor):
-    """A tensor of which only the type is known; operations on it become nodes."""
-
-    _traced = True
-    _made_without_grad = False
-
-    def __init__(self, tracer: _Tracer, value: Value, kind: TensorType) -> None:
-        self._storage = Storage()
-        self._tracer = tracer
-        self._value = value
-        self._kind = kind
-
-    @property
-    def _array(self) -> np.ndarray:  # type: ignore[override]
-        if dispatch.tracer is self._tracer:
-            self._no_data("this operation")
-        raise TraceError(
-            f"a tensor of type {self._kind} that was made while a model was traced is used "
-            "outside of the trace: forward() kept it, in an attribute or a global. Return it from "
-            "forward() instead"
-        )
-
-    @property
-    def shape(self) -> Size:
-        """The sizes; the batch is symbolic."""
-        return Size(self._kind.shape)
-
-    @property
-    def dtype(self) -> DType:
-        """The element type."""
-        return self._kind.dtype
-
-    def _no_data(self, what: str) -> NoReturn:
-        file, line = dispatch.caller()
-        raise TraceError(
-            f"{what} at {file}:{line} needs the value of a tensor while the model is being "
-            f"traced, when only its type {self._kind} is known. Data-dependent Python code "
-            "cannot be compiled: use tensor operations (nw.where, masks, clamp), or move this "
-            "code out of forward()"
-        )
-
-
 class _Tracer:
     """Receives every operation on traced tensors and on the modules' state."""
 
@@ -282,6 +176,8 @@ class _Tracer:
         self.graph = Graph(name)
         self.root_frame: FrameType | None = None
         self.streams = 0
+        self.batch: int | None = None
+        self.needs_many = False
         self.used_state: dict[str, Tensor] = {}
         self._random: Tensor | None = None
         self._stack: list[Module] = []
@@ -335,13 +231,11 @@ class _Tracer:
 
     def _check_size(self, name: str, kind: TensorType) -> None:
         """A batch by batch tensor (x @ x.T) has no size that is a multiple of N."""
-        try:
-            numel(kind.shape)
-        except ShapeError:
+        if sum(isinstance(d, Dim) for d in kind.shape) > 1:
             raise BatchSpecializationError(
                 f"{name}{_in(self.source())} makes a tensor of shape {shape_text(kind.shape)}, "
                 "whose size is no multiple of the batch"
-            ) from None
+            )
 
     def _without_history(self, tensor: Tensor) -> Tensor:
         """What no_grad() made is a constant for what is computed from it outside of no_grad()."""
@@ -385,6 +279,15 @@ class _Tracer:
         self._values[id(buffer)] = updated
         self.graph.updates[path] = updated
 
+    def assume_not_one(self, extent: Dim, what: str) -> None:
+        """Notes that the graph holds for batches of more than one only; raises
+        BatchSpecializationError if this call's batch is one."""
+        if extent.coef != 1:
+            return
+        self.needs_many = True
+        if self.batch == 1:
+            raise BatchSpecializationError(f"{what} drops a batch of one{_in(self.source())}")
+
     def random_key(self) -> tuple[Tensor, int]:
         """The generator's key as an input of the graph, and the number of this draw."""
         if self._random is None:
@@ -408,8 +311,7 @@ class _Tracer:
 
     def tensor(self, value: Value) -> TracedTensor:
         """The traced tensor of a value."""
-        kind = self.graph.type(value)
-        return TracedTensor(self, value, TensorType(kind.dtype, tuple(map(_visible, kind.shape))))
+        return TracedTensor(self, value, self.graph.type(value))
 
     def value_of(self, tensor: Tensor) -> Value:
         """The value of a tensor: traced, state of a module, or a constant."""
@@ -453,7 +355,7 @@ class _Tracer:
         path = self._path()
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame is not self.root_frame:
-            if not _is_ours(frame):
+            if not dispatch.is_ours(frame):
                 return Source(path, frame.f_code.co_filename, frame.f_lineno)
             frame = frame.f_back
         module = self._stack[-1] if self._stack else None
@@ -472,7 +374,7 @@ class _Tracer:
         source = self.source()
         step = error.__traceback__
         while step is not None:
-            if not _is_ours(step.tb_frame):
+            if not dispatch.is_ours(step.tb_frame):
                 source = replace(source, file=step.tb_frame.f_code.co_filename, line=step.tb_lineno)
             step = step.tb_next
         text = str(error)

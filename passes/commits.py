@@ -60,11 +60,12 @@ class Commits:
         """Whether the kernel of ``value`` may write into the state ``path`` itself.
 
         Not if the old state is a result, if a step after it or the kernel itself (other than
-        element by element) reads the old state, or if a later step may still find a bad index.
+        element by element) reads the old state, or if it or a later step may still find a bad
+        index.
         """
         producer = self.graph.node(value)
         own = self.position[producer.name]
-        if own < self.last_check:
+        if own <= self.last_check:
             return False
         node = self.state.get(path)
         if node is None:

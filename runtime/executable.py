@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,14 +17,15 @@ from . import jit, pool, settings
 from .memory import address, allocate
 
 if TYPE_CHECKING:
-    from ..codegen.program import Fallback, Program
+    from ..codegen.program import Fallback, Program, Segment
     from ..codegen.target import Target
-
 
 # Waking a sleeping thread takes 50 to 60 us; a program shorter than this runs on the caller alone.
 WORTH_A_THREAD = 15e-6
 ASSUMED_FLOPS = 50e9
 ASSUMED_BYTES = 10e9
+
+_alive: weakref.WeakSet[Executable] = weakref.WeakSet()
 
 
 class Executable:
@@ -43,16 +46,16 @@ class Executable:
         self._status = np.zeros(2, np.int64)
         self._bases: dict[str, np.ndarray] = {}
         self._capacity = -1
-        self._threads = 0
-        self._small: dict[int, bool] = {}
+        self._scratch_threads = 0
+        self._is_short: dict[int, bool] = {}
         self._prepared_for: object = None
-        self._entries = [
-            self.library.address(s.entry) if hasattr(s, "entry") else 0 for s in program.run
-        ]
+        self._prepare = self._linked(program.prepare)
+        self._run = self._linked(program.run)
         self._set("status", self._status)
         self._set("prepared", allocate(program.prepared_bytes))
         for name, array in constants.items():
             self._set("constant:" + name, np.ascontiguousarray(array))
+        _alive.add(self)
 
     @property
     def fallbacks(self) -> int:
@@ -85,24 +88,30 @@ class Executable:
         Raises IndexError if a kernel met a label or index out of range; state is unchanged then.
         """
         with self._lock:
-            threads = self._reserve(n)
+            available = settings.num_threads()
+            self._reserve(n, available)
             for path, array in inputs.items():
                 self._set("input:" + path, array)
             for name, array in outputs.items():
                 self._set("output:" + name, array)
             self._status[0] = 0
-            if self.program.prepare and (version is None or version != self._prepared_for):
-                self._run_segments(self.program.prepare, n, settings.num_threads())
+            if self._prepare and (version is None or version != self._prepared_for):
+                self._run_segments(self._prepare, n, available)
                 self._prepared_for = version
-            self._run_segments(self.program.run, n, threads)
+            self._run_segments(self._run, n, 1 if self._short(n) else available)
             if self._status[0]:
                 raise IndexError(self._bad_index())
 
-    def _run_segments(self, segments: Sequence[Any], n: int, threads: int) -> None:
+    def _linked(self, segments: Sequence[Segment]) -> list[int | Fallback]:
+        """The address of a native segment's code; a fallback as it is."""
+        from ..codegen.program import Native  # imports LLVM, which importing this module must not
+
+        return [self.library.address(s.entry) if isinstance(s, Native) else s for s in segments]
+
+    def _run_segments(self, segments: Sequence[int | Fallback], n: int, threads: int) -> None:
         for segment in segments:
-            if hasattr(segment, "entry"):
-                entry = self.library.address(segment.entry)
-                pool.run(entry, self._table_address, n, threads)
+            if isinstance(segment, int):
+                pool.run(segment, self._table_address, n, threads)
             elif not (segment.commits and self._status[0]):
                 self._run_fallback(segment, n)
 
@@ -131,23 +140,25 @@ class Executable:
             self._bases[slot] = array
             self._table[index] = address(array)
 
-    def _reserve(self, n: int) -> int:
-        """Grows the arenas for batch size ``n``; the number of threads for it."""
-        available = settings.num_threads()
+    def _reserve(self, n: int, threads: int) -> None:
+        """Grows the arenas for batch size ``n`` and the scratch memory for ``threads``."""
         if n > self._capacity:
             self._set("batch", allocate(self.program.batch_bytes * max(n, 1)))
             if self._capacity < 0:
                 self._set("fixed", allocate(self.program.fixed_bytes))
             self._capacity = n
-        if available > self._threads:
-            self._set("scratch", allocate(self.program.scratch_bytes * available))
-            self._threads = available
-        if n not in self._small:
-            self._small[n] = self._seconds(n) < WORTH_A_THREAD
-        return 1 if self._small[n] else available
+        if threads > self._scratch_threads:
+            self._set("scratch", allocate(self.program.scratch_bytes * threads))
+            self._scratch_threads = threads
+
+    def _short(self, n: int) -> bool:
+        """Whether a run is over before a second thread would be awake."""
+        if n not in self._is_short:
+            self._is_short[n] = self._seconds(n) < WORTH_A_THREAD
+        return self._is_short[n]
 
     def _seconds(self, n: int) -> float:
-        """A rough time for one run on one thread, to decide whether a second one pays."""
+        """A rough time for one run on one thread."""
         return sum(
             extent_at(launch.flops, n) / ASSUMED_FLOPS + extent_at(launch.bytes, n) / ASSUMED_BYTES
             for launch in self.program.launches
@@ -169,3 +180,11 @@ class Executable:
         )
 
 
+def _after_fork() -> None:
+    """In the child: a lock may be held by a thread of the parent that does not exist here."""
+    for executable in _alive:
+        executable._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

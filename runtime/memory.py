@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 
 import numpy as np
@@ -19,27 +20,42 @@ def allocate(size: int) -> np.ndarray:
     """``size`` bytes, 64-byte aligned, not initialised (fresh pages are zero)."""
     if size >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
         pages = mmap.mmap(-1, -(-size // _HUGE) * _HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        pages.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(OSError):  # a kernel built without them; small pages do, too
+            pages.madvise(mmap.MADV_HUGEPAGE)
         return np.frombuffer(pages, np.uint8)[:size]
     raw = np.empty(size + ALIGN, np.uint8)
     start = -address(raw) % ALIGN
     return raw[start : start + size]
 
 
+_KEPT = 4
+
+
 class Blocks:
-    """A free list of equal-purpose blocks: a block that comes back is given out again."""
+    """A free list of equal-purpose blocks: a block that comes back is given out again.
+
+    Threads may share one. It has no lock, which a fork could leave held: each operation on the
+    list is atomic, and a block belongs to whoever took it off the list.
+    """
 
     def __init__(self) -> None:
         self._free: list[np.ndarray] = []
 
     def take(self, size: int) -> np.ndarray:
         """A block of at least ``size`` bytes."""
-        for i, block in enumerate(self._free):
-            if block.size >= size:
-                return self._free.pop(i)
-        return allocate(size)
+        too_small: list[np.ndarray] = []
+        try:
+            while True:
+                block = self._free.pop()
+                if block.size >= size:
+                    return block
+                too_small.append(block)
+        except IndexError:  # none is left
+            return allocate(size)
+        finally:
+            self._free.extend(reversed(too_small))
 
     def give(self, block: np.ndarray) -> None:
-        """Returns a block; at most four are kept."""
-        if len(self._free) < 4:
-            self._free.append(block)
+        """Returns a block. The four last ones are kept: they fit the batches of today."""
+        self._free.append(block)
+        del self._free[:-_KEPT]

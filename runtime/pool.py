@@ -22,7 +22,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..codegen import spmd
@@ -267,6 +267,7 @@ class _Team:
         self._prepared = 1
         self._handles: list[Any] = []
         self._caller_cpu = -1
+        self._placement: list[set[int]] = []
         self._library = library
         word, address = ctypes.c_int64, ctypes.c_void_p
         self.run = library.function("nw_pool_run", None, address, address, address, word, word)
@@ -319,22 +320,28 @@ class _Team:
 
         A woken thread tends to start on the CPU of the one that wakes it. That one is spinning
         for it by then, and with all threads of a small machine on one core the kernel may leave
-        them there for seconds (measured: a call of 0.49 ms took 1.3 ms).
+        them there for seconds (measured: a call of 0.49 ms took 1.3 ms). With more threads than
+        CPUs the kernel is left to share them out, over all CPUs of the caller.
         """
         cpu = _current_cpu()
-        if cpu == self._caller_cpu or len(self._handles) >= settings.available_cpus():
+        if cpu == self._caller_cpu:
             return
         self._caller_cpu = cpu
-        others = sorted(os.sched_getaffinity(0) - {cpu})
-        for k, handle in enumerate(self._handles):
-            exclusive = len(others) == len(self._handles)
-            _set_affinity(handle, [others[k]] if exclusive else others)
+        placement = _placement(
+            cpu, os.sched_getaffinity(0), len(self._handles), settings.available_cpus()
+        )
+        if placement != self._placement:
+            self._placement = placement
+            for handle, cpus in zip(self._handles, placement, strict=True):
+                _set_affinity(handle, cpus)
 
     def stop(self) -> None:
         self._stop(self.state)
         for handle in self._handles:
             _libc().pthread_join(handle, None)
         self._handles.clear()
+        self._placement.clear()
+        self._caller_cpu = -1
         self.threads = self._wanted = self._prepared = 1
 
     def leak(self) -> None:
@@ -373,15 +380,31 @@ def _libc() -> ctypes.CDLL:
     address = ctypes.c_void_p
     libc.pthread_create.argtypes = [address, address, address, address]
     libc.pthread_join.argtypes = [address, address]
-    libc.pthread_setaffinity_np.argtypes = [address, ctypes.c_size_t, ctypes.c_char_p]
+    if hasattr(libc, "pthread_setaffinity_np"):  # Android has none
+        libc.pthread_setaffinity_np.argtypes = [address, ctypes.c_size_t, ctypes.c_char_p]
     return libc
 
 
 def _current_cpu() -> int:
-    return int(_libc().sched_getcpu())
+    """The CPU that the calling thread is on; -1 where threads cannot be placed."""
+    libc = _libc()
+    return int(libc.sched_getcpu()) if hasattr(libc, "pthread_setaffinity_np") else -1
 
 
-def _set_affinity(handle: Any, cpus: Sequence[int]) -> None:
+def _placement(caller: int, allowed: set[int], workers: int, available: int) -> list[set[int]]:
+    """The CPUs of each worker, for a caller on CPU ``caller`` that may use those in ``allowed``.
+
+    ``available`` is less than their number if the control group has a quota.
+    """
+    others = sorted(allowed - {caller})
+    if workers >= available or workers > len(others):
+        return [set(allowed)] * workers
+    if workers == len(others):
+        return [{cpu} for cpu in others]
+    return [set(others)] * workers
+
+
+def _set_affinity(handle: Any, cpus: Iterable[int]) -> None:
     """Lets a thread run on these CPUs only. Failure leaves it where the kernel puts it."""
     mask = bytearray(_AFFINITY_BYTES)
     for cpu in cpus:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...ir.types import DType, dtype_of
-from ..device import check_device, device
-from ..tensor import Tensor
+from ...ir.types import DType
+from ..tensor import Tensor, wanted_dtype
 
 if TYPE_CHECKING:
     from .module import Module
@@ -14,22 +13,9 @@ if TYPE_CHECKING:
 
 def parse_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> DType | None:
     """The dtype among the arguments of ``to``; a device other than the CPU is an error."""
-    options = dict(kwargs)
-    check_device(options.pop("device", None))
-    wanted = options.pop("dtype", None)
-    options.pop("non_blocking", None)
-    if options:
-        raise TypeError(f"to() got an unexpected keyword argument {next(iter(options))!r}")
-    for arg in args:
-        if isinstance(arg, Tensor):
-            wanted = arg.dtype
-        elif isinstance(arg, (str, device)):
-            check_device(arg)
-        elif arg is not None and not isinstance(arg, bool):
-            wanted = arg
-    if wanted is None:
+    dtype = wanted_dtype(args, kwargs)
+    if dtype is None:
         return None
-    dtype = dtype_of(wanted)
     if not dtype.is_float:
         raise TypeError(
             "nn.Module.to only accepts floating point dtypes, but got desired "

@@ -14,9 +14,10 @@ import numpy as np
 
 from ...errors import DTypeError
 from ..types import TensorType
+from .checks import broadcast, require_float, require_number, require_same_dtype
 from .elementwise import SPECIAL, unary
+from .numerics import numeric, points
 from .record import Op, Sample, register
-from .rules import broadcast, numeric, points, require_float, require_number, require_same_dtype
 from .special import erf, sigmoid
 
 Rule = Callable[..., Any]

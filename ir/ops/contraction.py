@@ -10,7 +10,7 @@ import numpy as np
 from ...errors import DTypeError, ShapeError
 from ..types import TensorType, broadcast_shapes, numel, shape_text
 from .checks import require_float, require_same_dtype, require_shape
-from .record import GradContext, Op, Sample, register
+from .record import SUMMED, GradContext, Op, Sample, register
 
 
 def rows_of(x: np.ndarray) -> np.ndarray:
@@ -176,8 +176,7 @@ register(
         _matmul,
         grad=_matmul_grad,
         samples=_matmul_samples,
-        rtol=1e-5,
-        atol=1e-5,
+        **SUMMED,
     )
 )
 register(
@@ -188,8 +187,7 @@ register(
         _linear,
         grad=_linear_grad,
         samples=_linear_samples,
-        rtol=1e-5,
-        atol=1e-5,
+        **SUMMED,
     )
 )
 register(
@@ -200,7 +198,6 @@ register(
         _linear_grad_weight,
         grad=_linear_grad_weight_grad,
         samples=_linear_grad_weight_samples,
-        rtol=1e-5,
-        atol=1e-5,
+        **SUMMED,
     )
 )

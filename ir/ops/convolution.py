@@ -14,8 +14,8 @@ import numpy as np
 
 from ...errors import ShapeError
 from ..types import TensorType, shape_text
-from .checks import require_float, require_number, require_shape
-from .record import GradContext, Op, Sample, register
+from .checks import fixed_extent, require_float, require_shape
+from .record import SUMMED, GradContext, Op, Sample, register
 from .spatial import (
     Image,
     Padding,
@@ -41,7 +41,7 @@ def _weight_extents(op: str, w: TensorType, groups: int) -> tuple[int, int, int,
             f"{op}: weight is {w}, expected 4 dimensions (out channels, in channels / groups, "
             "kernel height, kernel width)"
         )
-    o, c, kh, kw = (require_number(op, "a dimension of the weight", d) for d in w.shape)
+    o, c, kh, kw = (fixed_extent(op, "a dimension of the weight", d) for d in w.shape)
     if groups < 1:
         raise ShapeError(f"{op}: groups must be positive, got {groups}")
     if o < groups or o % groups:
@@ -389,8 +389,7 @@ register(
         _conv2d,
         grad=_conv2d_grad,
         samples=_conv2d_samples,
-        rtol=1e-5,
-        atol=1e-5,
+        **SUMMED,
     )
 )
 register(
@@ -401,8 +400,7 @@ register(
         _conv2d_grad_input,
         grad=_conv2d_grad_input_grad,
         samples=_conv2d_grad_input_samples,
-        rtol=1e-5,
-        atol=1e-5,
+        **SUMMED,
     )
 )
 register(
@@ -413,7 +411,6 @@ register(
         _conv2d_grad_weight,
         grad=_conv2d_grad_weight_grad,
         samples=_conv2d_grad_weight_samples,
-        rtol=1e-5,
-        atol=1e-5,
+        **SUMMED,
     )
 )

@@ -13,17 +13,9 @@ import numpy as np
 
 from ...errors import DTypeError
 from ..types import TensorType, bool_, dtype_of
+from .checks import broadcast, require_bool, require_float, require_number, require_same_dtype
+from .numerics import numeric, points, quiet
 from .record import Op, Sample, register
-from .rules import (
-    broadcast,
-    numeric,
-    points,
-    quiet,
-    require_bool,
-    require_float,
-    require_number,
-    require_same_dtype,
-)
 from .special import erf, sigmoid
 
 SPECIAL = np.array([-np.inf, -30.0, -1.0, -0.0, 0.0, 1.0, 30.0, np.inf, np.nan])

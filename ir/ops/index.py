@@ -9,7 +9,7 @@ import numpy as np
 
 from ...errors import ShapeError
 from ..types import Dim, Extent, TensorType, shape_text
-from .checks import require_dim, require_float, require_index, require_same_dtype
+from .checks import require_dims, require_float, require_index, require_same_dtype
 from .record import GradContext, Op, Sample, register
 
 
@@ -137,7 +137,7 @@ def _no_larger(a: Extent, b: Extent) -> bool:
 
 def _gather_infer(x: TensorType, idx: TensorType, *, dim: int) -> TensorType:
     require_index("gather", "the index", idx)
-    require_dim("gather", x, dim)
+    require_dims("gather", x, dim)
     if idx.rank != x.rank:
         raise ShapeError(
             f"gather: index {idx} should have the same number of dimensions as input {x}"
@@ -178,7 +178,7 @@ def _scatter_add_grad_infer(
 ) -> TensorType:
     op = "scatter_add_grad"
     require_index(op, "the index", idx)
-    require_dim(op, idx, dim)
+    require_dims(op, idx, dim)
     require_same_dtype(op, gradient=g)
     if g.shape != idx.shape:
         raise ShapeError(f"{op}: gradient {g} and index {idx} must have the same shape")

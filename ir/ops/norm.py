@@ -13,15 +13,15 @@ import numpy as np
 
 from ...errors import ShapeError
 from ..types import TensorType, shape_text
-from .checks import require_dim, require_float, require_number, require_shape
-from .record import GradContext, Op, Sample, register
+from .checks import fixed_extent, require_dims, require_float, require_shape
+from .record import SUMMED, GradContext, Op, Sample, register
 
 # -- batch normalisation: helpers -----------------------------------------------------------------
 
 
 def _channels(op: str, x: TensorType, channel_dim: int) -> int:
-    require_dim(op, x, channel_dim)
-    return require_number(op, "the number of channels", x.shape[channel_dim])
+    require_dims(op, x, channel_dim)
+    return fixed_extent(op, "the number of channels", x.shape[channel_dim])
 
 
 def _check_per_channel(op: str, x: TensorType, channel_dim: int, **operands: TensorType) -> int:
@@ -203,7 +203,7 @@ def _split_rows(op: str, x: TensorType, ndim: int) -> tuple[Any, Any]:
         raise ShapeError(f"{op}: cannot normalise the last {ndim} dimensions of {x}")
     normalised = x.shape[x.rank - ndim :]
     for extent in normalised:
-        require_number(op, "a normalised dimension", extent)
+        fixed_extent(op, "a normalised dimension", extent)
     return x.shape[: x.rank - ndim], normalised
 
 
@@ -383,8 +383,7 @@ register(
         _batch_norm,
         grad=_batch_norm_rule,
         samples=_batch_norm_samples,
-        rtol=1e-5,
-        atol=1e-5,
+        **SUMMED,
     )
 )
 register(
@@ -395,8 +394,7 @@ register(
         _batch_norm_train,
         grad=_batch_norm_train_rule,
         samples=_batch_norm_train_samples,
-        rtol=1e-5,
-        atol=1e-5,
+        **SUMMED,
     )
 )
 register(
@@ -406,8 +404,7 @@ register(
         _batch_norm_grad_infer,
         _batch_norm_grad,
         samples=_batch_norm_grad_samples,
-        rtol=1e-5,
-        atol=1e-5,
+        **SUMMED,
     )
 )
 register(
@@ -418,8 +415,7 @@ register(
         _layer_norm,
         grad=_layer_norm_rule,
         samples=_layer_norm_samples,
-        rtol=1e-5,
-        atol=1e-5,
+        **SUMMED,
     )
 )
 register(
@@ -429,7 +425,6 @@ register(
         _layer_norm_grad_infer,
         _layer_norm_grad,
         samples=_layer_norm_grad_samples,
-        rtol=1e-5,
-        atol=1e-5,
+        **SUMMED,
     )
 )

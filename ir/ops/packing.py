@@ -17,8 +17,8 @@ import numpy as np
 
 from ...errors import ShapeError
 from ..types import TensorType
-from .checks import require_float, require_number, require_shape
-from .record import Op, Sample, get, register
+from .checks import fixed_extent, require_float, require_shape
+from .record import SUMMED, Op, Sample, get, register
 from .spatial import Padding, Pair
 
 
@@ -59,7 +59,7 @@ def _pack_matrix_infer(b: TensorType, *, transpose: bool, panel: int) -> TensorT
     _require_panel("pack_matrix", panel)
     if b.rank != 2:
         raise ShapeError(f"pack_matrix: expected a matrix, got {b}")
-    rows, columns = (require_number("pack_matrix", "a dimension", d) for d in b.shape)
+    rows, columns = (fixed_extent("pack_matrix", "a dimension", d) for d in b.shape)
     if transpose:
         rows, columns = columns, rows
     return TensorType(b.dtype, (packed_matrix_size(rows, columns, panel),))
@@ -76,7 +76,7 @@ def _product_infer(
     _require_panel(op, panel)
     if x.rank < 1:
         raise ShapeError(f"{op}: input is {x}, expected at least one dimension")
-    rows = require_number(op, "the last dimension of the input", x.shape[-1])
+    rows = fixed_extent(op, "the last dimension of the input", x.shape[-1])
     size = packed_matrix_size(rows, features, panel)
     require_shape(op, "the packed weight", packed, (size,), f"{rows} x {features} features")
     require_shape(op, "bias", bias, (features,), "one per output feature")
@@ -148,7 +148,7 @@ def _pack_conv_infer(w: TensorType, *, panel: int, flip: bool, groups: int = 1) 
     _require_panel("pack_conv", panel)
     if w.rank != 4 or groups < 1:
         raise ShapeError(f"pack_conv: expected 4 dimensions and groups > 0, got {w}, {groups}")
-    o, i, kh, kw = (require_number("pack_conv", "a dimension of the weight", d) for d in w.shape)
+    o, i, kh, kw = (fixed_extent("pack_conv", "a dimension of the weight", d) for d in w.shape)
     if o % groups:
         raise ShapeError(f"pack_conv: {o} output channels cannot be divided into {groups} groups")
     return TensorType(w.dtype, (packed_conv_size(o, i * groups, (kh, kw), groups, panel, flip),))
@@ -192,7 +192,7 @@ def unpack_conv(
 
 
 def _channels(x: TensorType, layout: str) -> int:
-    return require_number("conv2d_packed", "the number of channels", x.shape[_axis(x, layout)])
+    return fixed_extent("conv2d_packed", "the number of channels", x.shape[_axis(x, layout)])
 
 
 def _axis(x: TensorType, layout: str) -> int:
@@ -372,8 +372,6 @@ def _conv_samples(rng: np.random.Generator, flip: bool) -> list[Sample]:
     return samples
 
 
-_TOLERANCE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
-
 register(
     Op("pack_matrix", "contraction", _pack_matrix_infer, _pack_matrix, samples=_pack_matrix_samples)
 )
@@ -385,7 +383,7 @@ register(
         _linear_packed_infer,
         _linear_packed,
         samples=lambda rng: _product_samples(rng, (False, True)),
-        **_TOLERANCE,
+        **SUMMED,
     )
 )
 register(
@@ -395,7 +393,7 @@ register(
         _matmul_packed_infer,
         _matmul_packed,
         samples=lambda rng: _product_samples(rng, (False,)),
-        **_TOLERANCE,
+        **SUMMED,
     )
 )
 register(
@@ -405,7 +403,7 @@ register(
         _conv2d_packed_infer,
         _conv2d_packed,
         samples=lambda rng: _conv_samples(rng, False),
-        **_TOLERANCE,
+        **SUMMED,
     )
 )
 register(
@@ -415,6 +413,6 @@ register(
         _conv2d_grad_input_packed_infer,
         _conv2d_grad_input_packed,
         samples=lambda rng: _conv_samples(rng, True),
-        **_TOLERANCE,
+        **SUMMED,
     )
 )

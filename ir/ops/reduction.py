@@ -9,16 +9,9 @@ import numpy as np
 
 from ...errors import ShapeError
 from ..types import Dim, Shape, TensorType, int64, numel
-from .record import Op, Sample, register
-from .rules import (
-    check_dim,
-    numeric,
-    points,
-    quiet,
-    require_bool,
-    require_float,
-    require_number,
-)
+from .checks import require_bool, require_dims, require_float, require_number
+from .numerics import numeric, points, quiet
+from .record import SUMMED, Op, Sample, register
 
 Dims = tuple[int, ...]
 
@@ -33,7 +26,7 @@ def reduced_shape(shape: Shape, dims: Dims, keepdim: bool) -> Shape:
 def _infer_reduction(name: str, require: Callable[..., None], empty_ok: bool) -> Callable[..., Any]:
     def infer(x: TensorType, *, dims: Dims, keepdim: bool) -> TensorType:
         require(name, x)
-        check_dim(name, x, *dims)
+        require_dims(name, x, *dims)
         if not empty_ok and any(x.shape[d] == 0 for d in dims):
             raise ShapeError(f"{name}: {x} has no elements along dims {dims}, which have no {name}")
         return TensorType(x.dtype, reduced_shape(x.shape, dims, keepdim))
@@ -137,7 +130,7 @@ def _arg_extremum(name: str, numpy: Callable[..., Any]) -> None:
 
     def infer(x: TensorType, *, dim: int, keepdim: bool) -> TensorType:
         require_number(name, x)
-        check_dim(name, x, dim)
+        require_dims(name, x, dim)
         if x.shape[dim] == 0:
             raise ShapeError(f"{name}: {x} has no elements along dim {dim}, which have no {name}")
         return TensorType(int64, reduced_shape(x.shape, (dim,), keepdim))
@@ -167,8 +160,7 @@ register(
         _sum_grad,
         None,
         _samples(points, empty=True),
-        rtol=1e-5,
-        atol=1e-5,
+        **SUMMED,
     )
 )
 register(

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...errors import DTypeError, ShapeError, UnsupportedError
 from ..types import TensorType, int64, shape_text
-from .checks import require_dim, require_float, require_shape
+from .checks import require_dims, require_float, require_shape
 from .record import GradContext, Op, Sample, register
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -18,20 +18,20 @@ REDUCTIONS = ("none", "mean", "sum")
 
 def _softmax_infer(x: TensorType, *, dim: int) -> TensorType:
     require_float("softmax", input=x)
-    require_dim("softmax", x, dim)
+    require_dims("softmax", x, dim)
     return x
 
 
 def _log_softmax_infer(x: TensorType, *, dim: int) -> TensorType:
     require_float("log_softmax", input=x)
-    require_dim("log_softmax", x, dim)
+    require_dims("log_softmax", x, dim)
     return x
 
 
 def _grad_infer(op: str, g: TensorType, y: TensorType, dim: int) -> TensorType:
     require_float(op, gradient=g, output=y)
     require_shape(op, "the gradient", g, y.shape, "the output's shape")
-    require_dim(op, y, dim)
+    require_dims(op, y, dim)
     return y
 
 

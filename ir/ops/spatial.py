@@ -15,7 +15,7 @@ import numpy as np
 
 from ...errors import ShapeError
 from ..types import Extent, Shape, TensorType
-from .checks import require_number
+from .checks import fixed_extent
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]  # ((top, bottom), (left, right))
@@ -63,9 +63,9 @@ def image(op: str, t: TensorType, layout: str) -> Image:
     channels, height, width = (c, a, b) if layout == "NHWC" else (a, b, c)
     return Image(
         n,
-        require_number(op, "the number of channels", channels),
-        require_number(op, "the height", height),
-        require_number(op, "the width", width),
+        fixed_extent(op, "the number of channels", channels),
+        fixed_extent(op, "the height", height),
+        fixed_extent(op, "the width", width),
     )
 
 

@@ -108,7 +108,8 @@ def test_inference_equals_eager(compiled: tuple[nn.Module, Any, Any], n: int) ->
     model, fast, _ = compiled
     model.eval()
     with nw.no_grad():
-        assert relative_error(fast(images(n)).numpy(), model(nw.from_numpy(images(n))).numpy()) < 1e-4
+        expected = model(nw.from_numpy(images(n))).numpy()
+        assert relative_error(fast(images(n)).numpy(), expected) < 1e-4
 
 
 def test_training_gradients_and_statistics_equal_eager(
@@ -160,8 +161,10 @@ def test_three_steps_equal_eager() -> None:
 
 def programs(compiled: tuple[nn.Module, Any, Any]) -> list[tuple[str, Any]]:
     _, fast, step = compiled
-    return [("eval", fast._compilation("eval")), ("train", fast._compilation("train"))] + [
-        ("step", step._compilation("step"))
+    return [
+        ("eval", fast._compilation("eval")),
+        ("train", fast._compilation("train")),
+        ("step", step._compilation("step")),
     ]
 
 

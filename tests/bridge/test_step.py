@@ -1,4 +1,4 @@
-"""The compiled training step: what eager forward, backward and optimizer.step() give, in one call."""
+"""The compiled step: what eager forward, backward and optimizer.step() give, in one call."""
 
 from collections.abc import Callable
 from typing import Any
@@ -100,10 +100,8 @@ def test_compiled_and_eager_steps_may_alternate() -> None:
     for i in range(6):
         x, y = array(8, 6, seed=i), labels(8, seed=i)
         expected = eager_step(twin, nn.CrossEntropyLoss(), other, x, y)
-        if i % 2:
-            got = eager_step(model, nn.CrossEntropyLoss(), mine, x, y)
-        else:
-            got = step(x, y).item()
+        odd = i % 2 == 1
+        got = eager_step(model, nn.CrossEntropyLoss(), mine, x, y) if odd else step(x, y).item()
         assert got == pytest.approx(expected, rel=1e-4)
     assert_same_state(model, twin, atol=2e-5)
 

@@ -56,8 +56,9 @@ CASES = {
     ),
     "cnn": Case(
         lambda nn: nn.Sequential(
-            nn.Conv2d(1, 6, 5, padding=2, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(p=0.0), nn.Linear(128, 5),
+            nn.Conv2d(1, 6, 5, padding=2, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
+            nn.MaxPool2d(2), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(p=0.0),
+            nn.Linear(128, 5),
         ),
         floats(6, 1, 12, 12),
     ),

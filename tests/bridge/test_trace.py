@@ -691,3 +691,33 @@ def test_double_converts_a_compiled_model() -> None:
     assert_equal(fast, model, (nw.from_numpy(array(3, 4).astype(np.float64)),), {})
     model.float()
     assert_equal(fast, model, (tensor(3, 4),), {})
+
+
+def test_squeeze_drops_a_batch_of_one_as_in_eager_and_no_other() -> None:
+    layer = nn.Linear(3, 1)
+    for function in (lambda x: layer(x).squeeze(), lambda x: x.squeeze(0) * 2):
+        model = Function(function, layer=layer)
+        fast = nw.compile(model)
+        for n in (1, 4, 1, 3, 2, 1):
+            with nw.no_grad():
+                assert_equal(fast, model, (tensor(n, 3),), {})
+                assert fast(tensor(n, 3)).shape == model(tensor(n, 3)).shape
+        assert fast.compilations == 2
+
+
+def test_a_cache_that_forward_fills_compiles_once_more_and_then_stays() -> None:
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table: Any = None
+
+        def forward(self, x: nw.Tensor) -> nw.Tensor:
+            if self.table is None:
+                self.table = nw.arange(x.shape[1]).to(x.dtype)
+            return x * self.table
+
+    model = Cached()
+    fast = nw.compile(model)
+    for n in (3, 3, 4, 5):
+        np.testing.assert_allclose(fast(array(n, 4)).numpy(), array(n, 4) * np.arange(4))
+    assert fast.compilations <= 2

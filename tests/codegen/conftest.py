@@ -1,6 +1,7 @@
 """Compiling and calling single kernels, and reading their assembly."""
 
 import ctypes
+import functools
 import itertools
 import re
 from collections.abc import Callable, Sequence
@@ -26,11 +27,16 @@ _alive: list[object] = []
 
 @pytest.fixture(scope="session")
 def link() -> Callable[..., int]:
-    """``link(text, symbol, target=host())``: the address of a function of a module's text."""
+    """``link(text, symbol, target=host())``: the address of a function of a module's text.
+
+    The same text is compiled once: most kernels run several times, with their tasks cut in
+    different ways.
+    """
     engine = llvm.create_lljit_compiler(target_machine(host()), use_jit_link=True)
     # Dropping a tracker frees its code; dropping the engine frees all of it.
     _alive.append(engine)
 
+    @functools.cache
     def address(text: str, symbol: str, target: Target | None = None) -> int:
         text = text.replace("define internal", "define")
         library = (

@@ -11,8 +11,6 @@ from netwright.errors import DTypeError, TraceError
 from netwright.frontend import dispatch
 from netwright.ir.types import bool_, float32, float64, int64
 
-torch = pytest.importorskip("torch")
-
 
 @pytest.mark.parametrize(
     "data",
@@ -43,6 +41,7 @@ torch = pytest.importorskip("torch")
     ids=repr,
 )
 def test_tensor_infers_torch_dtypes_and_shapes(data):
+    torch = pytest.importorskip("torch")
     ours, theirs = nf.tensor(data), torch.tensor(data)
     assert ours.numpy().dtype == theirs.numpy().dtype
     np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
@@ -123,6 +122,7 @@ MAKERS = {
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_makers_match_torch(name):
+    torch = pytest.importorskip("torch")
     ours, theirs = MAKERS[name](nf).numpy(), MAKERS[name](torch).numpy()
     assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)

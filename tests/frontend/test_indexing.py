@@ -12,8 +12,6 @@ from netwright.errors import BatchSpecializationError, UnsupportedError
 from netwright.frontend import indexing
 from netwright.ir.types import Dim
 
-torch = pytest.importorskip("torch")
-
 X = np.random.default_rng(0).normal(size=(4, 3, 5))
 MASK = X[:, 0, 0] > 0
 
@@ -69,6 +67,7 @@ def key_for(lib, key):
 
 @pytest.mark.parametrize("name", KEYS)
 def test_reading_matches_torch_with_gradients(name):
+    torch = pytest.importorskip("torch")
     x, y = nf.tensor(X, requires_grad=True), torch.tensor(X, requires_grad=True)
     a, b = x[key_for(nf, KEYS[name])], y[key_for(torch, KEYS[name])]
     np.testing.assert_array_equal(a.detach().numpy(), b.detach().numpy())
@@ -84,6 +83,7 @@ def test_reading_matches_torch_with_gradients(name):
 @pytest.mark.parametrize("name", [k for k in KEYS if k not in ("list", "array", "along 2")])
 @pytest.mark.parametrize("recorded", [False, True])
 def test_writing_matches_torch_with_gradients(name, recorded):
+    torch = pytest.importorskip("torch")
     results = []
     for lib in (nf, torch):
         x = lib.tensor(X, requires_grad=recorded)

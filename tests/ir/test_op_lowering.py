@@ -99,23 +99,18 @@ def test_emitter_has_the_whole_protocol() -> None:
     assert protocol <= set(dir(NumpyEmitter))
 
 
-@pytest.mark.parametrize("name", OPS)
-def test_elementwise_operator_has_a_lowering(name: str) -> None:
-    assert OPS[name].lower is not None
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("name", "index"), CASES)
-def test_lowering_agrees_with_numpy(name: str, index: int, dtype: str) -> None:
+def test_lowering_agrees_with_numpy(name: str, index: int) -> None:
     op, sample = OPS[name], SAMPLES[name][index]
     assert op.lower is not None
-    arrays = [a.astype(dtype) if a.dtype.kind == "f" else a for a in sample.arrays]
-    expected = op.numpy(*arrays, **sample.attrs)
-    if name == "uniform":  # its key is passed as two scalars
-        values = [arrays[0][0], arrays[0][1]]
-    else:
-        values = [np.broadcast_to(a, expected.shape) for a in arrays]
-    got = op.lower(NumpyEmitter(dtype_of(expected.dtype), expected.shape), *values, **sample.attrs)
-    assert got.dtype == expected.dtype
-    tolerance = 1e-12 if dtype == "float64" else op.rtol
-    np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
+    for dtype, tolerance in (("float32", op.rtol), ("float64", 1e-12)):
+        arrays = [a.astype(dtype) if a.dtype.kind == "f" else a for a in sample.arrays]
+        expected = op.numpy(*arrays, **sample.attrs)
+        if name == "uniform":  # its key is passed as two scalars
+            values = [arrays[0][0], arrays[0][1]]
+        else:
+            values = [np.broadcast_to(a, expected.shape) for a in arrays]
+        emitter = NumpyEmitter(dtype_of(expected.dtype), expected.shape)
+        got = op.lower(emitter, *values, **sample.attrs)
+        assert got.dtype == expected.dtype
+        np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)

@@ -41,13 +41,14 @@ PASSES: dict[str, Pass] = {
     "fuse_reductions": fuse_reductions,
     "pack_weights": _pack,
 }
-SEEDS = range(30)
+SEEDS = range(20)
 
 
-def _check(before: Graph, after: Graph, values: dict[str, np.ndarray]) -> None:
+def _check(after: Graph, values: dict[str, np.ndarray], old: dict[str, np.ndarray]) -> None:
+    """``after`` is valid, its text round-trips, and its results are the ``old`` ones."""
     verify(after)
     assert parse(str(after)) == after
-    old, new = evaluate(before, values), evaluate(after, values)
+    new = evaluate(after, values)
     assert list(old) == list(new)
     for name in old:
         assert old[name].dtype == new[name].dtype
@@ -63,18 +64,20 @@ def test_a_pass_keeps_the_results_of_random_graphs(
         before = str(graph)
         after = PASSES[name](graph, Ledger())
         assert str(graph) == before, "the pass changed its input"
-        _check(graph, after, graph_values(graph, seed=seed))
+        values = graph_values(graph, seed=seed)
+        _check(after, values, evaluate(graph, values))
 
 
 def test_all_passes_in_order_keep_the_results_of_random_graphs(
     random_graph: Callable[..., Graph], graph_values: Callable[..., dict]
 ) -> None:
-    for seed in SEEDS:
+    for seed in range(12):
         graph = after = random_graph(seed, size=40)
         values, ledger = graph_values(graph, n=4, seed=seed), Ledger()
+        expected = evaluate(graph, values)
         for apply in PASSES.values():
             after = apply(after, ledger)
-            _check(graph, after, values)
+            _check(after, values, expected)
 
 
 @pytest.mark.parametrize("name", [n for n in PASSES if n != "eliminate_redundant_softmax"])

@@ -350,3 +350,55 @@ def test_where_threads_are_not_supported_the_barrier_does_nothing():
         assert not spmd.threads_supported(triple)
         assert "call" not in spmd.barrier_ir(triple)
         assert spmd.declarations(triple) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("caller", "allowed", "workers", "available", "wanted"),
+    [
+        (0, {0, 1}, 1, 2, [{1}]),
+        (2, {0, 1, 2, 3}, 3, 4, [{0}, {1}, {3}]),
+        (2, {0, 1, 2, 3}, 2, 4, [{0, 1, 3}] * 2),
+        (0, {0}, 1, 1, [{0}]),
+        (0, {0, 1}, 2, 2, [{0, 1}] * 2),
+        (0, {0, 1, 2, 3}, 3, 2, [{0, 1, 2, 3}] * 3),
+        (7, {0, 1}, 1, 2, [{0, 1}]),
+    ],
+    ids=["two", "one each", "spare", "one CPU", "crowded", "quota", "caller moved"],
+)
+def test_workers_have_cpus_of_their_own_if_there_are_enough(
+    caller, allowed, workers, available, wanted
+):
+    assert pool._placement(caller, allowed, workers, available) == wanted
+
+
+@needs_pool
+def test_workers_are_moved_off_the_callers_cpu_and_get_all_cpus_back_when_they_are_many():
+    run = run_script(
+        "def masks():\n"
+        "    own = threading.get_native_id()\n"
+        "    return [os.sched_getaffinity(int(t)) for t in os.listdir('/proc/self/task')\n"
+        "            if int(t) != own]\n"
+        "cpus = os.sched_getaffinity(0)\n"
+        "before = masks()\n"
+        "if min(len(cpus), settings.available_cpus()) > 1:\n"
+        "    cpu = min(cpus)\n"
+        "    pool._current_cpu = lambda: cpu\n"
+        "    assert call(2) == 2\n"
+        "    assert before + [cpus - {cpu}] == masks(), masks()\n"
+        "    cpu = max(cpus)\n"
+        "    assert call(2) == 2\n"
+        "    assert before + [cpus - {cpu}] == masks(), masks()\n"
+        "many = settings.available_cpus() + 1\n"
+        "assert call(many) == many\n"
+        "assert before + [cpus] * (many - 1) == masks(), masks()\n"
+    )
+    assert run.returncode == 0, run.stderr
+
+
+@needs_pool
+def test_where_threads_cannot_be_placed_the_pool_works(rounds, monkeypatch):
+    monkeypatch.setattr(pool, "_current_cpu", lambda: -1)
+    own = pool.Pool()
+    assert own.run(rounds, counts().ctypes.data, 1, 2) == 2
+    assert own._team is not None and own._team._placement == []
+    assert own.close()
