@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 
 from .commands import bench, cache, demo, doctor, inspect, lint
-from .commands.failure import Failure, Misuse
+from .commands.failure import FAILED, Failure, Misuse
 from .commands.text import warnings_as_lines
+from .errors import NetwrightError
 from .runtime import settings
 
 COMMANDS = (demo, inspect, bench, lint, doctor, cache)
@@ -31,8 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             code: int = options.run(options)
         sys.stdout.flush()
     except Failure as failure:
-        print(f"netwright {options.command}: {failure}", file=sys.stderr)
+        print(f"netwright {options.command}: error: {failure}", file=sys.stderr)
         return failure.code
+    except NetwrightError as error:
+        if settings.debug():
+            raise
+        print(f"netwright {options.command}: error: {error}", file=sys.stderr)
+        return FAILED
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough. Python flushes stdout once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,7 +8,8 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from .failure import Misuse
+from . import timing
+from .failure import Misuse, require_compiler
 from .progress import Progress
 from .text import aligned
 
@@ -33,9 +34,7 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument("--epochs", type=_epochs, default=8, help="passes over the data (8)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and dropout (0)")
-    parser.add_argument(
-        "--seconds", type=float, default=4.0, help="time spent on each comparison (default: 4)"
-    )
+    timing.add_argument(parser, 4.0)
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.set_defaults(run=run)
 
@@ -79,6 +78,7 @@ def run(options: argparse.Namespace) -> int:
 
     if not -(2**63) <= options.seed < 2**64:
         raise Misuse(f"--seed {options.seed}: expected a number that fits 64 bits")
+    require_compiler()
     manual_seed(options.seed)
     model = make_model()
     trained = train(model, options.epochs)

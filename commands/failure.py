@@ -27,6 +27,12 @@ class Misuse(Failure):
     code = MISUSE
 
 
+def require_compiler() -> None:
+    """Failure if the environment says that nothing is to be compiled."""
+    if settings.disabled():
+        raise Failure(f"{settings.DISABLE} is set, so nothing is compiled; unset it")
+
+
 _EXPECTED = (NetwrightError, TypeError, ValueError, RuntimeError, IndexError, AttributeError)
 
 

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from . import model_file, model_inputs
-from .failure import Misuse, user_code
+from .failure import Misuse, require_compiler, user_code
 
 if TYPE_CHECKING:
     from ..bridge.module import CompiledModule
@@ -45,6 +45,7 @@ def add(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the graph."""
+    require_compiler()
     compiled = compile_once(options)
     if options.explain:
         print(compiled.explain())

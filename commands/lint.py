@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from . import losses, model_file, model_inputs
@@ -39,8 +40,8 @@ def run(options: argparse.Namespace) -> int:
     """Prints the warnings."""
     model, file = model_file.load_model(options.model)
     model.train()
-    specs = options.inputs or guess_inputs(model)
     with user_code(options.model, file):
+        specs = options.inputs or guess_inputs(model)
         found = lint_model(model, model_inputs.make_inputs(specs), options.loss)
     if options.json:
         result = {
@@ -65,13 +66,16 @@ def lint_model(model: Module, inputs: list[Tensor], loss: str | None) -> list[Li
     from ..passes.lint import lint, lint_gradients
 
     modules: dict[str, Module] = {"": model}
-    arguments, program = list(inputs), model.__call__
+    arguments = list(inputs)
+    program: Callable[..., Any] = model
     if loss is not None:
         criterion = modules["loss"] = losses.make_loss(loss)
         arguments.append(losses.make_target(loss, model(*inputs)))
 
-        def program(*args: Tensor) -> Any:
+        def with_loss(*args: Tensor) -> Any:
             return criterion(model(*args[:-1]), args[-1])
+
+        program = with_loss
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # reported below, in order

@@ -31,9 +31,11 @@ def notable_features(target: Target) -> list[str]:
 
 def versions(target: Target) -> dict[str, str]:
     """Versions of netwright and of what it stands on."""
+    from .. import __version__
+
     environment = jit.environment(target)
     return {
-        "netwright": metadata.version("netwright"),
+        "netwright": __version__,
         "python": platform.python_version(),
         "numpy": metadata.version("numpy"),
         "llvmlite": environment["llvmlite"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +12,29 @@ from typing import Any
 _MIN_ROUNDS = 5
 _WARM_UP_CALLS = 3
 _ROUND_SECONDS = 0.1
+_MAX_SECONDS = 3600
+
+
+def add_argument(parser: argparse.ArgumentParser, default: float) -> None:
+    """``--seconds``."""
+    parser.add_argument(
+        "--seconds",
+        type=_seconds,
+        default=default,
+        help=f"time spent on each comparison (default: {default:g})",
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= _MAX_SECONDS:
+        raise argparse.ArgumentTypeError(
+            f"expected a number of seconds above 0 and up to {_MAX_SECONDS}; got {text!r}"
+        )
+    return value
 
 
 @dataclass(frozen=True)
