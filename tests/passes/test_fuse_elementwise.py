@@ -211,7 +211,7 @@ def test_integers_and_masks_share_a_loop(new_net: Any, assert_same: Any) -> None
     assert_same(graph, after, 0.0)
 
 
-def test_thousands_of_operators_are_grouped_in_good_time(new_net: Any) -> None:
+def test_thousands_of_operators_are_grouped(new_net: Any) -> None:
     """Quadratic behaviour would take minutes here."""
     net = new_net()
     values = [net.input("x", N, 4)]

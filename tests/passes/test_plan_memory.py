@@ -101,7 +101,7 @@ def test_ten_layers_need_two_live_activations(new_net: Any) -> None:
     assert plan.arena_bytes(7) == 7 * plan.batch_bytes
 
 
-def test_an_arena_of_thousands_of_buffers_is_packed_in_good_time(new_net: Any) -> None:
+def test_an_arena_of_thousands_of_buffers_is_packed(new_net: Any) -> None:
     net = new_net()
     values = [net.op("softmax", net.input("x", N, 4), dim=1)]
     for _ in range(2000):
