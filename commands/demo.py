@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import re
 import time
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from . import timing
 from .failure import Misuse, require_compiler
@@ -14,11 +17,14 @@ from .progress import Progress
 from .text import aligned
 
 if TYPE_CHECKING:
+    from ..frontend.data import Dataset
     from ..frontend.nn.module import Module
     from ..frontend.tensor import Tensor
 
 BATCH = 64
-_LEARNING_RATE = 1e-3
+"""Of the comparison of times."""
+_TRAINING_BATCH = 16
+_LEARNING_RATE = 2e-3
 _TEST_BATCH = 250
 _MAX_EPOCHS = 1000
 
@@ -32,7 +38,7 @@ def add(subparsers: Any) -> None:
         "digits that come with the package, tests it on the other 1,000, times compiled against "
         "eager execution, and prints the IR of one block before and after optimisation.",
     )
-    parser.add_argument("--epochs", type=_epochs, default=8, help="passes over the data (8)")
+    parser.add_argument("--epochs", type=_epochs, default=10, help="passes over the digits (10)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and dropout (0)")
     timing.add_argument(parser, 4.0)
     parser.add_argument("--json", action="store_true", help="machine-readable output")
@@ -85,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.json:
         print(
             f"test accuracy {trained['accuracy']:.1%} after {options.epochs} epochs, "
-            f"{trained['seconds']:.1f} s of training with a compiled step "
+            f"{trained['training_seconds']:.1f} s of training with a compiled step "
             f"(first step {trained['first_step_ms']:.0f} ms)\n",
             flush=True,
         )
@@ -105,21 +111,44 @@ def run(options: argparse.Namespace) -> int:
         return 0
     print(times_table(times))
     print(f"\nOne block as it was traced:\n\n{before}\n\nand optimised:\n\n{after}\n")
-    print("\n".join(line for line in explanation.splitlines() if " done " in line))
+    for line in explanation.splitlines():
+        if " done " in line:
+            print(re.sub(r" \[[^]]*\]$", "", line))
     return 0
 
 
-def train(model: Module, epochs: int) -> dict[str, Any]:
-    """Adam with a cosine schedule; test accuracy, last loss of each epoch, time, fallbacks."""
-    from ..bridge.compile import compile as compile_model
-    from ..frontend import nn, optim, vision
-    from ..frontend.data import DataLoader, TensorDataset
+def training_digits() -> Dataset[Any]:
+    """Each of the 4,000 training digits twice, shifted anew whenever it is drawn."""
+    from ..frontend.data import ConcatDataset
+    from ..frontend.vision.datasets import MNIST
 
-    images, labels = vision.datasets.MNIST(train=True).tensors()
-    loader = DataLoader(TensorDataset(images, labels), batch_size=BATCH, shuffle=True)
+    return ConcatDataset([MNIST(train=True, transform=_shifted) for _ in range(2)])
+
+
+def _shifted(pixels: np.ndarray) -> Tensor:
+    """A digit (28, 28), moved by up to one pixel in each direction, as an image (1, 28, 28)."""
+    from ..frontend.functions import randint
+    from ..frontend.vision.transforms import ToTensor
+
+    move = randint(-1, 2, (2,)).tolist()
+    return ToTensor()(np.roll(pixels, move, axis=(0, 1)))
+
+
+def train(model: Module, epochs: int) -> dict[str, Any]:
+    """Adam with a cosine schedule; mean loss of each epoch, test accuracy, time, fallbacks.
+
+    Shifts, small batches and label smoothing are what so few digits need: without them this network
+    stays at 95 %, in PyTorch, too.
+    """
+    from ..bridge.compile import compile as compile_model
+    from ..frontend import nn, optim
+    from ..frontend.data import DataLoader
+
+    loader = DataLoader(training_digits(), batch_size=_TRAINING_BATCH, shuffle=True)
+    criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
     optimizer = optim.Adam(model.parameters(), lr=_LEARNING_RATE)
     schedule = optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    step = compile_model(model.train(), loss=nn.CrossEntropyLoss(), optimizer=optimizer)
+    step = compile_model(model.train(), loss=criterion, optimizer=optimizer)
     losses = []
     start = time.perf_counter()
     first_step = 0.0
@@ -135,7 +164,7 @@ def train(model: Module, epochs: int) -> dict[str, Any]:
         bar.done(f"mean loss {losses[-1]:.4f}")
         schedule.step()
     return {
-        "seconds": time.perf_counter() - start,
+        "training_seconds": time.perf_counter() - start,
         "first_step_ms": first_step * 1e3,
         "losses": losses,
         "accuracy": accuracy(step.predict),
@@ -213,4 +242,10 @@ def block_ir() -> tuple[str, str, str]:
     compiled = compile_model(block.eval())
     with no_grad():
         compiled(zeros(1, 16, 14, 14))
-    return str(compiled.graph("traced")), str(compiled.graph()), compiled.explain()
+    before, after = (_without_sources(str(compiled.graph(s))) for s in ("traced", "optimized"))
+    return before, after, compiled.explain()
+
+
+def _without_sources(text: str) -> str:
+    """IR without ``@ "module" "file":line``: the block is not in the user's file."""
+    return re.sub(r' @ "[^"]*"( "[^"]*":\d+)?', "", text)

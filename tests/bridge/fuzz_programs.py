@@ -318,6 +318,31 @@ def difference(got: Any, expected: Any) -> str:
     return ""
 
 
+def exact(model: nn.Module, arrays: list[np.ndarray], start: Any) -> list[Any]:
+    """What float64 gives; the model is float32 again afterwards."""
+    if all(t.dtype is nw.float64 for t in start.values() if t.dtype.is_float):
+        return [None]
+    model.load_state_dict(start)
+    model.double()
+    wide = [a.astype(np.float64) if a.dtype.kind == "f" else a for a in arrays]
+    found = forward_and_backward(model, model, wide)
+    model.float()
+    return [found]
+
+
+def is_rounding(eager: Any, compiled: Any, truth: Any) -> bool:
+    """Whether a float32 program is so badly conditioned that eager is as far off as compiled."""
+    if any(not isinstance(outcome, list) for outcome in (eager, compiled, truth)):
+        return False
+    for a, b, t in zip(compiled, eager, truth, strict=True):
+        if a.shape != b.shape or not np.isfinite(t).all():
+            return False
+        error, reference = (float(np.abs(v - t).max(initial=0.0)) for v in (a, b))
+        if error > 10 * reference + 1e-4 * _largest(t):
+            return False
+    return True
+
+
 def _largest(array: np.ndarray) -> float:
     finite = array[np.isfinite(array)] if array.dtype.kind == "f" else array
     return float(np.abs(finite.astype(np.float64)).max(initial=0.0))
@@ -342,7 +367,7 @@ def run_seed(seed: int) -> list[str]:
             model.train(training)
             outcomes.append(forward_and_backward(model, call, arrays))
         problem = difference(outcomes[1], outcomes[0])
-        if problem:
+        if problem and not is_rounding(*outcomes, *exact(model, arrays, start)):
             problems.append(f"seed {seed} training={training}: {problem}\n{model}\n"
                             f"{[(a.dtype.name, a.shape) for a in arrays]}")  # fmt: skip
     if seed % 4 == 1:

@@ -142,11 +142,13 @@ def test_training_gradients_and_statistics_equal_eager(
         assert got <= 2 * eager + 1e-5, (name, got, eager)
 
 
-def test_three_steps_equal_eager() -> None:
-    model, twin = resnet(), resnet()
-    step = nw.compile(
-        model, loss=nn.CrossEntropyLoss(), optimizer=optim.SGD(model.parameters(), 0.01, 0.9)
-    )
+def test_three_steps_equal_eager(compiled: tuple[nn.Module, Any, Any]) -> None:
+    model, _, step = compiled
+    twin = resnet().train()
+    model.train()
+    model.load_state_dict(twin.state_dict())
+    step.optimizer.param_groups[0]["lr"] = 0.01
+    step.optimizer.load_state_dict({**step.optimizer.state_dict(), "state": {}})
     optimizer = optim.SGD(twin.parameters(), 0.01, 0.9)
     for n in (4, 4, 3):
         optimizer.zero_grad()

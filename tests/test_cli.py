@@ -1,0 +1,577 @@
+"""The command line: what it prints, what it refuses, its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import netwright as nw
+from netwright.cli import COMMANDS, main, make_parser
+from netwright.commands import demo, model_inputs
+from netwright.commands.compare import relative_difference
+from netwright.commands.progress import Progress
+from netwright.ir.types import float32, int64
+
+MODELS = """
+import netwright as nw
+from netwright import nn
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 5, bias=False), nn.BatchNorm1d(5), nn.ReLU())
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(10, 4)
+
+    def forward(self, words, scale):
+        return self.table(words).mean(1) * scale
+
+
+class NeedsSizes(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+
+
+class Broken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        raise KeyError("no weights")
+
+
+class BrokenForward(nn.Module):
+    def forward(self, x):
+        return x + self.missing
+
+
+class DataDependent(nn.Module):
+    def forward(self, x):
+        if x.sum() > 0:
+            return x
+        return -x
+
+
+class Drifting(nn.Module):
+    '''Gives something else whenever it runs as Python.'''
+
+    calls = 0.0
+
+    def forward(self, x):
+        Drifting.calls += 1.0
+        return x * Drifting.calls
+
+
+class Images(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2 * 26 * 26, 3)
+        )
+
+
+def make_tiny():
+    return Tiny()
+
+
+ready = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Softmax(dim=1))
+number = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folders of model files do not stay on the path."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a file with models, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models.py").write_text(MODELS)
+    return "models.py"
+
+
+def _run_process(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "netwright", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        **options,  # type: ignore[call-overload]
+    )
+
+
+# -- inspect --------------------------------------------------------------------------------------
+
+
+def test_inspect_prints_ir_that_parses(models: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", f"{models}:Tiny", "--input", "1x6"]) == 0
+    graph = nw.ir.parse(capsys.readouterr().out)
+    assert graph.name == "Tiny"
+    assert [str(n.type) for n in graph.sources("input")] == ["f32[N,6]"]
+
+
+@pytest.mark.parametrize("name", ["make_tiny", "ready"])
+def test_a_factory_and_an_instance_are_models_too(
+    models: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = "4" if name == "ready" else "6"
+    assert main(["inspect", f"{models}:{name}", "--input", f"2x{size}"]) == 0
+    assert "linear" in capsys.readouterr().out
+
+
+def test_inspect_lists_stages_and_prints_each_of_them(
+    models: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["inspect", f"{models}:Tiny", "--input", "2x6", "--train"]
+    assert main([*base, "--stage", "list"]) == 0
+    stages = capsys.readouterr().out.split()
+    assert stages[0] == "traced"
+    assert "backward" in stages
+    for stage in ("traced", "differentiate", "backward"):
+        assert main([*base, "--stage", stage]) == 0
+        nw.ir.parse(capsys.readouterr().out)
+
+
+def test_inspect_train_of_a_batch_of_one_prints_the_symbolic_graph_despite_batch_norm(
+    models: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", f"{models}:Tiny", "--input", "1x6", "--train"]) == 0
+    assert "batch_norm_train" in capsys.readouterr().out
+
+
+def test_inspect_formats(models: str, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["inspect", f"{models}:Tiny", "--input", "3x6", "--format"]
+    assert main([*base, "table"]) == 0
+    table = capsys.readouterr().out
+    assert "operands" in table
+    assert "Tiny, batch size 3" in table
+    assert main([*base, "dot"]) == 0
+    assert capsys.readouterr().out.startswith("digraph")
+    assert main([*base, "svg"]) == 0
+    assert capsys.readouterr().out.startswith("<svg")
+    assert main([*base, "json", "--stage", "traced"]) == 0
+    graph = json.loads(capsys.readouterr().out)
+    assert set(graph) == {"name", "nodes", "outputs", "updates"}
+    norm = next(n for n in graph["nodes"] if n["op"] == "batch_norm")
+    assert norm["attributes"] == {"eps": 1e-5, "channel_dim": 1}
+    assert norm["types"] == ["f32[N,5]"]
+    assert norm["source"]["module"] == "layers.1"
+    assert main([*base, "json"]) == 0
+    fused = next(n for n in json.loads(capsys.readouterr().out)["nodes"] if n["op"] == "fused")
+    assert fused["attributes"]["body"]["nodes"]
+
+
+def test_inspect_explains(models: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", f"{models}:Tiny", "--input", "1x6", "--explain"]) == 0
+    assert "BatchNorm folded" in capsys.readouterr().out
+
+
+def test_several_inputs_and_dtypes(models: str, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = ["--input", "2x7:i64", "--input", "2x4"]
+    assert main(["inspect", f"{models}:Words", *inputs, "--stage", "traced"]) == 0
+    graph = nw.ir.parse(capsys.readouterr().out)
+    assert [str(n.type) for n in graph.sources("input")] == ["i64[N,7]", "f32[N,4]"]
+
+
+# -- misuse ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("nowhere.py:Tiny", "nowhere.py does not exist; expected a Python file"),
+        (".:Tiny", "expected FILE.py:Model"),
+        ("models.py", "names no model; it has Tiny, Words"),
+        ("models.py:Tyni", "no 'Tyni'; it has Tiny, Words"),
+        ("models.py:number", "is an int; expected a Module class"),
+        ("models.py:NeedsSizes", "needs arguments (inputs, outputs)"),
+        ("models.py:nw", "is a module; expected a Module class"),
+    ],
+)
+def test_a_model_that_is_none_is_misuse(
+    models: str, spec: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", spec, "--input", "1x6"]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1,28,28", "sizes joined by x"),
+        ("1x-3", "sizes joined by x"),
+        ("", "sizes joined by x"),
+        ("1x28:f16", "unknown dtype 'f16'"),
+        ("0x3", "at least 1"),
+        ("99999999x99999999", "2**31"),
+    ],
+)
+def test_bad_input_syntax_is_misuse_that_says_what_was_expected(
+    models: str, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", f"{models}:Tiny", "--input", text]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "--input" in error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["inspect", "models.py:Tiny"],
+        ["inspect", "models.py:Tiny", "--input", "1x6", "--format", "png"],
+        ["inspect", "models.py:Tiny", "--input", "1x6", "--stage", "nonsense"],
+        ["bench", "models.py:Tiny", "--input", "1x6", "--batch", "1,a"],
+        ["bench", "models.py:Tiny", "--input", "1x6", "--seconds", "0"],
+        ["lint", "models.py:Tiny", "--loss", "Crossentropy"],
+        ["demo", "--epochs", "0"],
+        ["cache"],
+    ],
+    ids=" ".join,
+)
+def test_misuse_has_exit_code_2(
+    models: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+
+
+def test_an_environment_variable_that_makes_no_sense_is_misuse(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NETWRIGHT_NUM_THREADS", "many")
+    assert main(["cache", "info"]) == 2
+    assert "NETWRIGHT_NUM_THREADS='many'" in capsys.readouterr().err
+
+
+# -- failures of the user's code ------------------------------------------------------------------
+
+
+def test_an_error_while_a_file_is_imported_shows_its_lines_and_none_of_ours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "wrong.py"
+    file.write_text("def f():\n    return 1 / 0\n\n\nf()\n")
+    assert main(["inspect", f"{file}:Model", "--input", "1"]) == 1
+    error = capsys.readouterr().err
+    assert "ZeroDivisionError" in error
+    assert "line 5, in <module>" in error
+    assert "line 2, in f" in error
+    assert "commands" not in error
+
+
+def test_a_file_that_does_not_parse_is_shown_with_the_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "wrong.py"
+    file.write_text("def f(:\n")
+    assert main(["lint", f"{file}:Model"]) == 1
+    assert "def f(:" in capsys.readouterr().err
+
+
+def test_a_file_that_exits_when_imported_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "program.py"
+    file.write_text("raise SystemExit(0)\n")
+    assert main(["lint", f"{file}:Model"]) == 1
+    assert "__main__" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Broken", "Broken(): KeyError: 'no weights' (at models.py:32, in __init__)"),
+        ("BrokenForward", "models.py:37, in forward"),
+        ("DataDependent", "models.py:42"),
+    ],
+)
+def test_an_error_in_a_model_is_one_line_with_its_place(
+    models: str, name: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", f"{models}:{name}", "--input", "2x6"]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert error.count("\n") == 1
+
+
+def test_a_wrong_input_shape_is_one_line(models: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", f"{models}:Tiny", "--input", "2x7"]) == 1
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_debug_keeps_the_traceback(models: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NETWRIGHT_DEBUG", "1")
+    with pytest.raises(KeyError, match="no weights"):
+        main(["inspect", f"{models}:Broken", "--input", "1x6"])
+
+
+def test_commands_that_compile_say_so_where_compilation_is_disabled(
+    models: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NETWRIGHT_DISABLE", "1")
+    assert main(["inspect", f"{models}:Tiny", "--input", "1x6"]) == 1
+    assert "NETWRIGHT_DISABLE is set" in capsys.readouterr().err
+
+
+# -- bench, lint ----------------------------------------------------------------------------------
+
+
+def test_bench_json_has_the_documented_keys(
+    models: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--input", "1x6", "--batch", "2,3", "--seconds", "0.01", "--json"]
+    assert main(["bench", f"{models}:Tiny", *arguments, "--loss", "MSELoss"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["inputs"] == ["1x6:f32"]
+    assert found["fallbacks"] == 0
+    assert {"model", "cpu", "isa", "threads", "compile_ms", "compile_phases_ms"} < set(found)
+    assert isinstance(found["from_cache"], bool)
+    rows = [(row["mode"], row["batch"]) for row in found["rows"]]
+    assert rows == [("inference", 2), ("training", 2), ("inference", 3), ("training", 3)]
+    for row in found["rows"]:
+        assert set(row["compiled"]) == {"median_ms", "p90_ms", "min_ms", "calls"}
+        assert row["difference"] < 1e-4
+        assert {"speedup", "first_call_ms", "break_even_calls"} < set(row)
+
+
+def test_bench_prints_a_table(models: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", f"{models}:Tiny", "--input", "2x6", "--seconds", "0.01"]) == 0
+    text = capsys.readouterr().out
+    assert "break-even" in text
+    assert "inference" in text
+
+
+def test_bench_refuses_to_time_results_that_differ(
+    models: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--input", "2x6", "--seconds", "0.01"]
+    assert main(["bench", f"{models}:Drifting", *arguments]) == 1
+    captured = capsys.readouterr()
+    assert "nothing was timed" in captured.err
+    assert captured.out == ""
+
+
+def test_lint_guesses_the_input_and_finds_nothing_in_a_good_model(
+    models: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["lint", f"{models}:Tiny"]) == 0
+    assert "no warnings" in capsys.readouterr().out
+
+
+def test_lint_exits_with_1_and_prints_codes(
+    models: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["lint", f"{models}:Images"]) == 1
+    assert capsys.readouterr().out.startswith("L005: ")
+
+
+def test_lint_with_a_loss_as_json(models: str, capsys: pytest.CaptureFixture[str]) -> None:
+    loss = ["--input", "8x4", "--loss", "CrossEntropyLoss", "--json"]
+    assert main(["lint", f"{models}:ready", *loss]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [w["code"] for w in found["warnings"]] == ["L001"]
+    assert found["inputs"] == ["8x4:f32"]
+    assert found["loss"] == "CrossEntropyLoss"
+
+
+def test_lint_asks_for_the_input_where_it_cannot_guess(
+    models: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["lint", f"{models}:Words"]) == 2
+    assert "--input" in capsys.readouterr().err
+
+
+# -- doctor, cache, demo --------------------------------------------------------------------------
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NETWRIGHT_NUM_THREADS", "1")
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["versions"]) == {
+        "netwright", "python", "numpy", "llvmlite", "llvm", "networkx",
+    }  # fmt: skip
+    assert found["threads"]["used"] == 1
+    assert found["measured"]["peak_gflops"] > 0
+    assert found["environment"]["NETWRIGHT_NUM_THREADS"] == "1"
+    assert main(["doctor"]) == 0
+    assert "GFLOP/s" in capsys.readouterr().out
+
+
+def test_doctor_says_what_is_wrong_with_an_unknown_cpu(
+    tmp_path: Path,
+) -> None:
+    done = _run_process("doctor", env={**os.environ, "NETWRIGHT_CPU": "z80"})
+    assert done.returncode == 1
+    assert "NETWRIGHT_CPU=z80" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_cache_info_and_clear(
+    models: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("NETWRIGHT_CACHE_DIR", str(tmp_path / "cache"))
+    assert main(["inspect", f"{models}:Words", "--input", "3x2:i64", "--input", "3x4"]) == 0
+    capsys.readouterr()
+    assert main(["cache", "info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"directory", "entries", "bytes", "problem"}
+    assert main(["cache", "clear", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["removed"] == found["entries"]
+    assert main(["cache", "info"]) == 0
+    assert "entries    0" in capsys.readouterr().out
+
+
+def test_demo_with_a_tiny_setting(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "BATCH", 8)
+    images, labels = nw.vision.datasets.MNIST(train=False).tensors()
+    monkeypatch.setattr(demo, "training_digits", lambda: nw.utils.data.TensorDataset(
+        images[:96], labels[:96]
+    ))  # fmt: skip
+    assert main(["demo", "--epochs", "2", "--seconds", "0.01", "--json"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert 0 <= found["accuracy"] <= 1
+    assert len(found["losses"]) == 2
+    assert found["losses"][1] < found["losses"][0]
+    assert found["fallbacks"] == 0
+    assert found["training"]["speedup"] > 0
+    assert "batch_norm(" in found["ir"]["before"]
+    assert "batch_norm(" not in found["ir"]["after"]
+    for text in found["ir"].values():
+        nw.ir.parse(text)
+    assert "epoch 2/2" in captured.err
+    assert main(["demo", "--epochs", "1", "--seconds", "0.01"]) == 0
+    assert "eager (numpy)" in capsys.readouterr().out
+
+
+# -- the process ----------------------------------------------------------------------------------
+
+
+def test_help_and_version_exit_with_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"netwright {nw.__version__}\n"
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for command in COMMANDS:
+        assert command.__name__.rpartition(".")[2] in text
+
+
+def test_every_option_has_a_help_text() -> None:
+    (subparsers,) = (a for a in make_parser()._actions if a.dest == "command")
+    for name, parser in subparsers.choices.items():  # type: ignore[union-attr,attr-defined]
+        for action in parser._actions:
+            assert action.help or action.dest in ("format", "action"), (name, action.dest)
+
+
+def test_a_reader_that_stops_reading_is_no_error(models: str) -> None:
+    program = f"{sys.executable} -m netwright inspect {models}:Tiny --input 1x6 | true"
+    script = f"set -o pipefail; {program}"
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
+def test_help_loads_neither_the_compiler_nor_llvm() -> None:
+    program = (
+        "import sys; from netwright.cli import main; main(['--help']); "
+        "sys.exit(any(m in sys.modules for m in ('llvmlite', 'networkx', 'netwright.compiler')))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.returncode == 0
+
+
+def test_lints_are_printed_once_as_lines_on_stderr(models: str) -> None:
+    done = _run_process("bench", f"{models}:Images", "--input", "2x1x28x28", "--seconds", "0.01")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("warning: L005: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_file_finds_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "layers_of_test.py").write_text("SIZE = 6\n")
+    (tmp_path / "net.py").write_text(
+        "from layers_of_test import SIZE\nfrom netwright import nn\nnet = nn.Linear(SIZE, 2)\n"
+    )
+    assert main(["inspect", f"{tmp_path / 'net.py'}:net", "--input", "1x6"]) == 0
+
+
+# -- parts ----------------------------------------------------------------------------------------
+
+
+def test_inputs_are_parsed_and_rescaled() -> None:
+    image = model_inputs.parse_input("1x3x8x8")
+    words = model_inputs.parse_input("1x5:i64")
+    table = model_inputs.parse_input("7x2:float32")
+    assert (image.shape, image.dtype) == ((1, 3, 8, 8), float32)
+    assert (words.shape, words.dtype) == ((1, 5), int64)
+    rescaled = model_inputs.with_batch([image, words, table], 4)
+    assert [s.shape for s in rescaled] == [(4, 3, 8, 8), (4, 5), (7, 2)]
+    floats, integers, _ = model_inputs.make_inputs([image, words, table])
+    assert float(floats.abs().sum()) > 0
+    assert float(integers.sum()) == 0
+
+
+def test_the_difference_of_results_sees_nan_and_infinity() -> None:
+    a = nw.tensor([1.0, float("nan"), float("inf")]).numpy()
+    assert relative_difference(a, a.copy()) == 0
+    assert relative_difference(a, nw.tensor([1.0, 2.0, float("inf")]).numpy()) == float("inf")
+    assert relative_difference(a[:1], a[:1] + 0.5) == pytest.approx(0.5)
+    assert relative_difference(a[:1], a[:2]) == float("inf")
+
+
+class _Terminal:
+    def __init__(self, live: bool) -> None:
+        self.live, self.text = live, ""
+
+    def isatty(self) -> bool:
+        return self.live
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+    def flush(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_progress_draws_on_terminals_and_prints_lines_elsewhere(live: bool) -> None:
+    terminal = _Terminal(live)
+    bar = Progress("epoch 1/2", 4, terminal)  # type: ignore[arg-type]
+    for i in range(4):
+        bar.update(i + 1, "loss 0.5")
+    bar.done("mean loss 0.7")
+    assert terminal.text.endswith("\n")
+    if live:
+        assert "####] 4/4 loss 0.5" in terminal.text
+    else:
+        assert terminal.text == "epoch 1/2 mean loss 0.7\n"
