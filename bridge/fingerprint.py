@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import LintWarning
 from ..frontend.changes import structure
 from ..frontend.nn.module import Module
 from ..frontend.tensor import Tensor
@@ -43,6 +44,7 @@ class Fingerprint:
         self._value: Any = None
         self._trained: dict[str, Tensor] = {}
         self._modes: list[tuple[Module, bool]] = []
+        self._changed_by_trace: set[str] = set()
 
     @property
     def value(self) -> Any:
@@ -61,6 +63,28 @@ class Fingerprint:
         """Every module and whether it is in training mode."""
         self._refresh()
         return self._modes
+
+    def lint(self, before: Any) -> list[LintWarning]:
+        """T002, if attributes were changed by a trace that began at ``before`` and by an earlier
+        one: a cache is filled once, but a counter makes every call another program."""
+        self._refresh()
+        changed = {
+            f"{path}.{new[0]}" if path else new[0]
+            for (path, *old), (_, *now) in zip(before, self._value, strict=False)
+            for new in now
+            if new[:1] and isinstance(new[0], str) and new not in old
+        }
+        again = sorted(changed & self._changed_by_trace)
+        self._changed_by_trace |= changed
+        if not again:
+            return []
+        return [
+            LintWarning(
+                "T002",
+                f"forward() changes the attribute {', '.join(again)} in every call, so every call "
+                "is compiled anew; count outside of forward(), or in a buffer (register_buffer)",
+            )
+        ]
 
     def _refresh(self) -> None:
         if self._seen == structure.count:

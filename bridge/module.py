@@ -159,6 +159,7 @@ class CompiledModule(Inspection, Module):
                 training = any(m.training for m in self._model.modules())
                 variant.mode = "forward" if mode == "eval" and training else mode
                 keep(self._variants, general, call, variant)
+                compiler.warn(self._fingerprint.lint(fingerprint), self._warned)
                 self._tell(variant)
         return variant
 

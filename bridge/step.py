@@ -129,6 +129,7 @@ class CompiledStep(Inspection):
             with self._lock:
                 variant = self._compile(call)
                 keep(self._variants, general, call, variant)
+                compiler.warn(found.lint(general[0]), self._warned)
                 self._tell(variant)
         return variant
 

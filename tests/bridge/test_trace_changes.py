@@ -10,6 +10,7 @@ import pytest
 import netwright as nw
 import netwright.nn.functional as F
 from netwright import nn
+from netwright.errors import LintWarning, TraceError
 from netwright.ir.graph import Graph
 
 
@@ -425,3 +426,36 @@ def test_a_cache_that_forward_fills_compiles_once_more_and_then_stays() -> None:
     for n in (3, 3, 4, 5):
         np.testing.assert_allclose(fast(array(n, 4)).numpy(), array(n, 4) * np.arange(4))
     assert fast.compilations <= 2
+
+
+def test_a_counter_in_forward_is_a_warning_that_names_it() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0
+
+        def forward(self, x: nw.Tensor) -> nw.Tensor:
+            self.calls += 1
+            return x * 2
+
+    model = nn.Sequential(Counts())
+    fast = nw.compile(model)
+    fast(array(3, 4))
+    with pytest.warns(LintWarning, match=r"T002.*0\.calls.*every call is compiled anew"):
+        fast(array(3, 4))
+    assert (fast(array(3, 4)).numpy() == array(3, 4) * 2).all()  # said once, and still right
+
+
+def test_a_tensor_that_forward_keeps_cannot_be_read_outside() -> None:
+    class Keeps(nn.Module):
+        def forward(self, x: nw.Tensor) -> nw.Tensor:
+            self.hidden = x * 2
+            return self.hidden + 1
+
+    model = Keeps()
+    fast = nw.compile(model)
+    for _ in range(3):
+        fast(array(3, 4))
+    assert fast.compilations == 1
+    with pytest.raises(TraceError, match="Return it from forward"):
+        model.hidden.sum()
