@@ -12,6 +12,9 @@ from typing import Any
 _MIN_ROUNDS = 5
 _WARM_UP_CALLS = 3
 _ROUND_SECONDS = 0.1
+# numpy's BLAS threads keep spinning for some 30 ms after a product; without a pause the next call
+# to be timed would share its cores with them.
+_PAUSE_SECONDS = 0.06
 _MAX_SECONDS = 3600
 
 
@@ -39,9 +42,11 @@ def _seconds(text: str) -> float:
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds per call: median, 90th percentile and minimum of ``calls`` calls."""
+    """Milliseconds per call: quartiles, 90th percentile and minimum of ``calls`` calls."""
 
     median: float
+    q1: float
+    q3: float
     p90: float
     minimum: float
     calls: int
@@ -50,6 +55,8 @@ class Times:
         """The keys that ``--json`` documents."""
         return {
             "median_ms": self.median,
+            "q1_ms": self.q1,
+            "q3_ms": self.q3,
             "p90_ms": self.p90,
             "min_ms": self.minimum,
             "calls": self.calls,
@@ -73,6 +80,8 @@ def interleave(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[s
     while rounds < _MIN_ROUNDS or time.perf_counter() < end:
         rounds += 1
         for name, call in calls.items():
+            time.sleep(_PAUSE_SECONDS)
+            call()
             samples[name] += [_once(call) for _ in range(repeats[name])]
     return {name: _summary(found) for name, found in samples.items()}
 
@@ -86,4 +95,5 @@ def _once(call: Callable[[], Any]) -> float:
 def _summary(seconds: list[float]) -> Times:
     ms = [s * 1e3 for s in seconds]
     p90 = statistics.quantiles(ms, n=10, method="inclusive")[-1]
-    return Times(statistics.median(ms), p90, min(ms), len(ms))
+    q1, median, q3 = statistics.quantiles(ms, n=4, method="inclusive")
+    return Times(median, q1, q3, p90, min(ms), len(ms))
