@@ -89,7 +89,8 @@ def run(options: argparse.Namespace) -> int:
     trained = train(model, options.epochs)
     if not options.json:
         print(
-            f"test accuracy {trained['accuracy']:.1%} after {options.epochs} epochs (each has every digit twice), "
+            f"test accuracy {trained['accuracy']:.1%} after {options.epochs} epochs "
+            "(each has every digit twice), "
             f"{trained['training_seconds']:.1f} s of training with a compiled step "
             f"(first step {trained['first_step_ms']:.0f} ms)\n",
             flush=True,
