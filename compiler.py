@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from .codegen import winograd
 from .codegen.packing import choose_panel
 from .codegen.program import emit_program
 from .codegen.target import Target, host
@@ -21,6 +22,7 @@ from .frontend import trace as tracing
 from .frontend.nn.module import Module
 from .ir.graph import Graph
 from .ir.plan import Plan
+from .ir.types import DType
 from .ir.verify import verify
 from .passes.apply_optimizer import Update, apply_optimizer
 from .passes.assign_layout import assign_layout
@@ -217,7 +219,10 @@ def build(made: Compilation, stage: str, target: Target, hoist: bool) -> None:
 
 
 def _pack(graph: Graph, ledger: Ledger, target: Target) -> Graph:
-    return pack_weights(graph, lambda n, dtype: choose_panel(n, target, dtype), ledger)
+    def tile(inputs: int, outputs: int, size: tuple[int, int], dtype: DType) -> int:
+        return 2 if winograd.is_faster(inputs, outputs, size, dtype, target) else 0
+
+    return pack_weights(graph, lambda n, dtype: choose_panel(n, target, dtype), ledger, tile)
 
 
 def _run(

@@ -40,9 +40,14 @@ from .packing import PanelSource, choose_panel, conv_source, pack_function
 from .sizes import Size, extent, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
+from .winograd import winograd_kernel
 
 # Images are cut into blocks of rows until one image has this many independent parts.
 _PARTS = 8
+_OPERATORS = (
+    "conv2d", "conv2d_packed", "conv2d_winograd", "conv2d_grad_input", "conv2d_grad_input_packed",
+)  # fmt: skip
+_PLAIN = {"kernel_size": (3, 3), "stride": (1, 1), "dilation": (1, 1), "groups": 1}
 # Multiply-adds of the innermost loops of all tiles of one kernel, unrolled four times.
 _TILES = 400
 
@@ -68,6 +73,8 @@ def _emit_product(node: Node, operands: Sequence[TensorType], target: Target) ->
     spec = convolution_of(found, target)
     if spec is None:
         return None
+    if found.op == "conv2d_winograd":
+        return winograd_kernel(found, spec, len(operands), target)
     if spec.depthwise:
         return depthwise_kernel(found, spec, len(operands), target)
     if _is_matrix_product(spec):
@@ -79,10 +86,12 @@ def convolution_of(found: Contraction, target: Target) -> Convolution | None:
     """The geometry of a contraction that is a convolution."""
     attrs = found.attrs
     x, w = found.operands[:2]
-    packed = found.op.endswith("_packed")
+    packed = found.op.endswith(("_packed", "_winograd"))
     gradient = found.op.startswith("conv2d_grad_input")
-    if found.op not in ("conv2d", "conv2d_packed", "conv2d_grad_input", "conv2d_grad_input_packed"):
+    if found.op not in _OPERATORS:
         return None
+    if found.op == "conv2d_winograd":
+        attrs = {**_PLAIN, **attrs}
     if not all(isinstance(d, int) for d in (*x.shape[1:], *w.shape, *found.result.shape[1:])):
         return None
     groups = attrs["groups"]

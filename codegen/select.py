@@ -19,6 +19,7 @@ from .pooling import emit_pool
 from .reduction import emit_reduction
 from .softmax import emit_softmax
 from .target import Target
+from .winograd import pack_winograd
 
 Emit = Callable[[Node, Graph, Target], Kernel | None]
 
@@ -33,16 +34,22 @@ def _emit_pack_conv(node: Node, graph: Graph, target: Target) -> Kernel | None:
     return pack_conv(kind, node.attrs["panel"], node.attrs["flip"], groups, target)
 
 
+def _emit_pack_winograd(node: Node, graph: Graph, target: Target) -> Kernel | None:
+    kind = graph.type(node.operands[0])
+    return pack_winograd(kind, node.attrs["tile"], node.attrs["panel"], target)
+
+
 _BY_OP: dict[str, Emit] = {
     "cross_entropy": emit_cross_entropy,
     "cross_entropy_grad": emit_cross_entropy,
     "pack_matrix": _emit_pack_matrix,
     "pack_conv": _emit_pack_conv,
+    "pack_winograd": _emit_pack_winograd,
     "uniform": emit_elementwise,
     **dict.fromkeys(
         (
             "conv2d", "conv2d_packed", "conv2d_grad_input", "conv2d_grad_input_packed",
-            "conv2d_grad_weight",
+            "conv2d_grad_weight", "conv2d_winograd",
         ),
         emit_convolution,
     ),

@@ -211,6 +211,11 @@ def _conv2d_packed(attrs: Attrs, out: _Sizes, operands: Sequence[_Sizes]) -> int
     return math.prod(out) * (channels // attrs["groups"]) * math.prod(attrs["kernel_size"])
 
 
+def _conv2d_winograd(attrs: Attrs, out: _Sizes, operands: Sequence[_Sizes]) -> int:
+    """As many as the direct sum has: what was asked for, not what is done."""
+    return math.prod(out) * operands[0][3] * 9
+
+
 def _conv2d_grad_input(attrs: Attrs, out: _Sizes, operands: Sequence[_Sizes]) -> int:
     return math.prod(operands[0]) * math.prod(operands[1][1:])
 
@@ -232,6 +237,7 @@ _MULTIPLY_ADDS: dict[str, Callable[[Attrs, _Sizes, Sequence[_Sizes]], int]] = {
     "linear_grad_weight": _linear_grad_weight,
     "conv2d": _conv2d,
     "conv2d_packed": _conv2d_packed,
+    "conv2d_winograd": _conv2d_winograd,
     "conv2d_grad_input": _conv2d_grad_input,
     "conv2d_grad_input_packed": _conv2d_grad_input_packed,
     "conv2d_grad_weight": _conv2d_grad_weight,

@@ -9,11 +9,12 @@ After::
     %y_packed: f32[12544] = pack_matrix(%w) {panel=16, transpose=True}
     %y: f32[N,10] = linear_packed(%x, %y_packed, %b) {out_features=10, panel=16}
 
-The same inside of ``contraction`` regions. A pack of a parameter is a function of state alone: in
+The same inside of ``contraction`` regions. Where ``choose_tile`` says so, a 3x3 convolution of
+stride 1 becomes ``conv2d_winograd`` on a weight from ``pack_winograd``. A pack of a parameter is a function of state alone: in
 inference the runtime computes it when a parameter changes; a training step computes it once per
 step. Two users of one weight in one form share its pack. Code P101.
 
-Skips: convolutions that are not channels-last, which have no packed kernel; a region whose weight
+Skips: Winograd for strides, dilations, groups, gradients; convolutions that are not channels-last, which have no packed kernel; a region whose weight
 has another use inside of it; weights of symbolic size.
 """
 
@@ -30,15 +31,25 @@ from .rewriting import Ledger, add_like, rebuild
 NAME = "pack_weights"
 ChoosePanel = Callable[[int, DType], int]
 """``(columns, dtype)``: the width of the panels in which a kernel reads such a matrix."""
+ChooseTile = Callable[[int, int, tuple[int, int], DType], int]
+"""``(inputs, outputs, size, dtype)``: the m of Winograd's F(m x m, 3 x 3) for such a 3x3
+convolution of stride 1 with ``size`` outputs, or 0 for the direct sum."""
 _PACKED = ("linear", "conv2d", "conv2d_grad_input")
 
 
 def pack_weights(
-    graph: Graph, choose_panel: ChoosePanel, ledger: Ledger | None = None
+    graph: Graph,
+    choose_panel: ChoosePanel,
+    ledger: Ledger | None = None,
+    choose_tile: ChooseTile | None = None,
 ) -> Graph:
     """The graph with packed operands for linear and convolution kernels."""
-    packer = _Packer(choose_panel, ledger)
+    packer = _Packer(choose_panel, choose_tile or _direct, ledger)
     return rebuild(graph, packer.emit)
+
+
+def _direct(inputs: int, outputs: int, size: tuple[int, int], dtype: DType) -> int:
+    return 0
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,7 @@ class _Form:
 @dataclass
 class _Packer:
     choose_panel: ChoosePanel
+    choose_tile: ChooseTile
     ledger: Ledger | None
     packs: dict[tuple[Any, ...], Value] = field(default_factory=dict)
 
@@ -103,10 +115,26 @@ class _Packer:
         flip = node.op == "conv2d_grad_input"
         columns = out if depthwise else inner if flip else out // groups
         panel = self.choose_panel(columns, node.type.dtype)
-        attrs = dict(node.attrs, kernel_size=tuple(kernel_size), panel=panel)
+        tile = 0 if flip else self._tile(node, out, inner, tuple(kernel_size))
+        if tile:
+            how: dict[str, Any] = {"tile": tile, "panel": panel}
+            kept = {k: node.attrs[k] for k in ("padding", "layout")}
+            attrs = {"out_channels": out, **how, **kept}
+            return _Form("pack_winograd", how, "conv2d_winograd", attrs)
+        attrs = {**node.attrs, "kernel_size": tuple(kernel_size), "panel": panel}
         attrs["in_channels" if flip else "out_channels"] = inner * groups if flip else out
         pack_attrs = {"panel": panel, "flip": flip, "groups": groups}
         return _Form("pack_conv", pack_attrs, node.op + "_packed", attrs)
+
+    def _tile(self, node: Node, out: int, inner: int, kernel_size: tuple[int, ...]) -> int:
+        """The tile of Winograd's algorithm for a convolution that it can compute; 0: direct."""
+        plain = (node.attrs["stride"], node.attrs["dilation"], node.attrs["groups"])
+        size = node.type.shape[1:3]
+        if kernel_size != (3, 3) or plain != ((1, 1), (1, 1), 1):
+            return 0
+        if not all(isinstance(d, int) and d > 0 for d in size):
+            return 0
+        return self.choose_tile(inner, out, (int(size[0]), int(size[1])), node.type.dtype)  # type: ignore[arg-type]
 
     def _emit_region(
         self, new: Graph, node: Node, operands: list[Value]

@@ -15,3 +15,4 @@ from . import region as region
 from . import row as row
 from . import shape as shape
 from . import source as source
+from . import winograd as winograd

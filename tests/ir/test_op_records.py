@@ -212,7 +212,7 @@ def _symbolic_form(name: str, sample: Sample, arrays: list[np.ndarray]) -> _Symb
     return None
 
 
-WITHOUT_BATCH = {"pack_conv", "pack_matrix"}  # they take weights only
+WITHOUT_BATCH = {"pack_conv", "pack_winograd", "pack_matrix"}  # they take weights only
 
 
 @pytest.mark.parametrize("name", [name for name in OPS if name not in WITHOUT_BATCH])

@@ -141,10 +141,22 @@ def test_packed_convolutions_do_the_work_of_plain_ones(groups: int, layout: str)
     assert flops(graph, 3) == 3 * plain
 
 
+def test_winograd_counts_as_the_convolution_that_it_is() -> None:
+    graph = Graph()
+    x = graph.add("input", path="x", type=TensorType(float32, (N, 6, 5, 4)))
+    w = graph.add("parameter", path="w", type=TensorType(float32, (8, 4, 3, 3)))
+    packed = graph.add("pack_winograd", w, tile=2, panel=8)
+    graph.add(
+        "conv2d_winograd", x, packed, out_channels=8, tile=2, panel=8,
+        padding=((1, 1), (1, 1)), layout="NHWC",
+    )  # fmt: skip
+    assert flops(graph, 3) == 2 * (3 * 6 * 5) * 8 * 4 * 9
+
+
 def test_every_contraction_has_its_flops_counted() -> None:
     from netwright.ir.report import _MULTIPLY_ADDS
 
-    packs = {"pack_matrix", "pack_conv"}
+    packs = {"pack_matrix", "pack_conv", "pack_winograd"}
     names = {
         n for n, op in all_ops().items()
         if op.kind == "contraction" or (op.kind == "spatial" and "conv" in n)

@@ -26,7 +26,7 @@ Pass = Callable[[Graph, Ledger], Graph]
 
 
 def _pack(graph: Graph, ledger: Ledger) -> Graph:
-    return pack_weights(graph, lambda n, dtype: 8, ledger)
+    return pack_weights(graph, lambda n, dtype: 8, ledger, lambda *geometry: 2)
 
 
 PASSES: dict[str, Pass] = {

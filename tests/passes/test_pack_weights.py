@@ -88,3 +88,39 @@ def test_a_weight_of_symbolic_size_stays(new_net: Any) -> None:
     x, w = net.input("x", 4, 5), net.input("w", N, 5)
     graph = net.done(out=net.op("linear", x, w))
     assert pack(graph) == graph
+
+
+WINOGRAD: list[tuple[dict[str, Any], bool]] = [
+    ({}, True),
+    ({"stride": (2, 2)}, False),
+    ({"dilation": (2, 2)}, False),
+    ({"groups": 2}, False),
+    ({"kernel": 1}, False),
+]
+
+
+@pytest.mark.parametrize(("options", "fires"), WINOGRAD, ids=str)
+def test_winograd_takes_plain_3x3_convolutions_only(
+    new_net: Any, assert_same: Any, ops: Any, options: dict[str, Any], fires: bool
+) -> None:
+    net = new_net(float64)
+    y = net.conv(net.input("x", N, 7, 6, 4), 6, "conv", layout="NHWC", **options)
+    graph = net.done(out=y)
+    after = pack_weights(graph, lambda columns, dtype: 8, None, lambda *geometry: 2)
+    assert ops(after) == (
+        ["pack_winograd", "conv2d_winograd"] if fires else ["pack_conv", "conv2d_packed"]
+    )
+    assert_same(graph, after, 1e-12)
+
+
+def test_the_choice_of_winograd_sees_channels_and_output_size(new_net: Any) -> None:
+    net = new_net(float64)
+    y = net.conv(net.input("x", N, 9, 8, 4), 6, "conv", layout="NHWC", padding=((0, 0), (0, 0)))
+    seen: list[tuple[Any, ...]] = []
+
+    def choose(*geometry: Any) -> int:
+        seen.append(geometry)
+        return 0
+
+    pack_weights(net.done(out=y), lambda columns, dtype: 8, None, choose)
+    assert seen == [(4, 6, (7, 6), float64)]
