@@ -10,12 +10,13 @@ After::
     %y: f32[N,10] = linear_packed(%x, %y_packed, %b) {out_features=10, panel=16}
 
 The same inside of ``contraction`` regions. Where ``choose_tile`` says so, a 3x3 convolution of
-stride 1 becomes ``conv2d_winograd`` on a weight from ``pack_winograd``. A pack of a parameter is a function of state alone: in
-inference the runtime computes it when a parameter changes; a training step computes it once per
-step. Two users of one weight in one form share its pack. Code P101.
+stride 1 becomes ``conv2d_winograd`` on a weight from ``pack_winograd``. A pack of a parameter is a
+function of state alone: in inference the runtime computes it when a parameter changes; a training
+step computes it once per step. Two users of one weight in one form share its pack. Code P101.
 
-Skips: Winograd for strides, dilations, groups, gradients; convolutions that are not channels-last, which have no packed kernel; a region whose weight
-has another use inside of it; weights of symbolic size.
+Skips: convolutions that are not channels-last, which have no packed kernel; a region whose weight
+has another use inside of it; weights of symbolic size; Winograd for strides, dilations, groups,
+gradients and symbolic image sizes.
 """
 
 from __future__ import annotations
