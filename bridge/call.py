@@ -22,7 +22,9 @@ class Call:
             self.args, self.kwargs = tuple([_as_tensor(a) for a in args]), {}
             self.leaves = list(self.args)
             self._nest: Any = len(args)
+            self.plain = True
             return
+        self.plain = False
         self.args = tree.map_leaves(args, _is_array, _as_tensor)
         self.kwargs = tree.map_leaves(kwargs, _is_array, _as_tensor)
         self.leaves = [t for _, t in tree.flatten((self.args, self.kwargs), _is_array)]

@@ -58,7 +58,7 @@ class State:
     def committed(self) -> None:
         """Counts the run's writes as in-place modifications."""
         for tensor in self.updated:
-            tensor._storage.version += 1
+            tensor._storage.wrote()
 
 
 def find(variants: dict[Any, Any], general: Any, call: Call) -> Any:

@@ -165,7 +165,7 @@ class _Backward:
             leaf.grad = dispatch.wrap(np.asarray(old._array + gradient.value))
         else:
             np.add(old._array, gradient.value, out=old._array)
-            old._storage.version += 1
+            old._storage.wrote()
 
 
 def _own(gradient: _Gradient, leaf: Tensor) -> np.ndarray:

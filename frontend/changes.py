@@ -1,7 +1,8 @@
-"""A counter of changes to modules and to ``requires_grad`` flags.
+"""Counters of changes: to modules and ``requires_grad`` flags, and of writes into tensors.
 
-A compiled model asks in every call whether anything is different that its code depends on. While
-the counter stands still, the answer of the last call holds, whatever the size of the model.
+A compiled model asks in every call whether anything is different that its code or its prepared
+weights depend on. While the counters stand still, the answers of the last call hold, whatever the
+size of the model.
 """
 
 from __future__ import annotations
@@ -19,3 +20,4 @@ class Counter:
 
 
 structure = Counter()
+writes = Counter()

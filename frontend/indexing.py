@@ -58,7 +58,7 @@ def set(input: Tensor, index: Any, value: Any) -> None:
     if not input._array.flags.writeable:
         raise RuntimeError("the written-to tensor is read-only; clone() it first")
     input._array[key] = _fitting(source, input._array[key].shape)._array
-    input._storage.version += 1
+    input._storage.wrote()
 
 
 def _recorded_set(input: Tensor, key: tuple[Any, ...], source: Tensor) -> None:

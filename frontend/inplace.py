@@ -47,7 +47,7 @@ def assign(target: Tensor, value: Tensor) -> Tensor:
             "tensor before performing the operation."
         )
     np.copyto(target._array, value._array)
-    target._storage.version += 1
+    target._storage.wrote()
     if value.requires_grad and is_grad_enabled():
         target._grad_fn, target._output_index = value._grad_fn, value._output_index
         target._requires_grad = True

@@ -5,6 +5,8 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING
 
+from .changes import writes
+
 if TYPE_CHECKING:
     from .tensor import Tensor
 
@@ -23,6 +25,17 @@ class Storage:
         self.exported = exported
         self._sharers: list[weakref.ref[Tensor]] = []
         self._limit = 8
+
+    def wrote(self) -> None:
+        """Counts an in-place write."""
+        self.version += 1
+        writes.bump()
+
+    def export(self) -> None:
+        """Notes that from now on writes may go uncounted."""
+        if not self.exported:
+            self.exported = True
+            writes.bump()
 
     def share(self, base: Tensor, view: Tensor) -> None:
         """Remembers that ``view`` is a view of ``base`` (weakly)."""

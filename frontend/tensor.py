@@ -327,7 +327,7 @@ class Tensor(Operators, Methods):
     def data(self, value: Tensor) -> None:
         self._no_data("assignment to .data")
         # Whoever remembers the old storage's version must see that the content has changed.
-        self._storage.version += 1
+        self._storage.wrote()
         if value._array.shape != self._array.shape or value._array.dtype != self._array.dtype:
             structure.bump()
         self._array, self._storage = value._array, value._storage
@@ -346,7 +346,7 @@ class Tensor(Operators, Methods):
                 "Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() "
                 "instead."
             )
-        self._storage.exported = True
+        self._storage.export()
         return self._array
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

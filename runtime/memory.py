@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
+import sys
 
 import numpy as np
 
@@ -13,7 +15,30 @@ _HUGE = 2 << 20
 
 def address(array: np.ndarray) -> int:
     """Address of an array's first element."""
+    if _DATA_OFFSET:
+        return _POINTER(id(array) + _DATA_OFFSET).value or 0
+    return _slow_address(array)
+
+
+def _slow_address(array: np.ndarray) -> int:
     return int(array.__array_interface__["data"][0])
+
+
+def _data_offset() -> int:
+    """Where an array object keeps its pointer: the first field after the object's header in the
+    C structure that numpy documents (PyArrayObject). 0 where it is not found there."""
+    offset = object.__basicsize__
+    if sys.implementation.name != "cpython" or offset < 16:
+        return 0
+    probes: list[np.ndarray] = [np.zeros(3), np.zeros(5)[2:], np.empty(0, np.int8)]
+    for array in probes:
+        if (_POINTER(id(array) + offset).value or 0) != _slow_address(array):
+            return 0
+    return offset
+
+
+_POINTER = ctypes.c_void_p.from_address
+_DATA_OFFSET = _data_offset()
 
 
 def allocate(size: int) -> np.ndarray:

@@ -22,7 +22,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..codegen import spmd
@@ -215,6 +215,14 @@ class Pool:
         _direct(entry)(args, n, 0, 1, None)
         return 1
 
+    def caller(
+        self, entry: int, args: int | None, n: int, nthreads: int
+    ) -> Callable[[], object]:
+        """``run`` with these arguments, for many calls."""
+        if nthreads == 1:
+            return functools.partial(_direct(entry), args, n, 0, 1, None)
+        return functools.partial(self.run, entry, args, n, nthreads)
+
     @property
     def threads(self) -> int:
         """Threads that exist now, the calling one included."""
@@ -360,6 +368,11 @@ def available() -> bool:
 def run(entry: int, args: int | None, n: int, nthreads: int | None = None) -> int:
     """`Pool.run` on the process's pool; ``nthreads`` defaults to `settings.num_threads`."""
     return shared.run(entry, args, n, settings.num_threads() if nthreads is None else nthreads)
+
+
+def caller(entry: int, args: int | None, n: int, nthreads: int) -> Callable[[], object]:
+    """`Pool.caller` on the process's pool."""
+    return shared.caller(entry, args, n, nthreads)
 
 
 @functools.lru_cache(maxsize=256)

@@ -39,6 +39,8 @@ MAX_THREADS = 1024
 MAX_DEBUG = 5
 
 _num_threads: int | None = None
+generation = 0
+"""Counts the calls of `set_num_threads`: who remembers it sees that the number may have changed."""
 _debug: int | None = None
 
 
@@ -62,7 +64,8 @@ def set_num_threads(n: int | None) -> None:
 
     Raises TypeError if ``n`` is not an int, ValueError if it is not from 1 to 1024.
     """
-    global _num_threads
+    global _num_threads, generation
+    generation += 1
     if n is None:
         _num_threads = None
         return

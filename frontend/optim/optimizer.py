@@ -187,7 +187,7 @@ class Optimizer:
         value, state = rule(b, array, gradient._array, arrays, hyper)
         for target, result in ((param, value), *((tensors[n], r) for n, r in state.items())):
             np.copyto(target._array, result)
-            target._storage.version += 1
+            target._storage.wrote()
         self.advance((param,))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
