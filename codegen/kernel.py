@@ -31,7 +31,8 @@ class Kernel:
     i64 begin, i64 end)``. It does the tasks ``begin <= task < end``; every result is the same
     bits however the tasks are split. ``scratch`` is ``scratch_bytes`` of private memory, 64-byte
     aligned. ``status`` points to two i64: a kernel that meets an index out of range stores 1 and
-    the index and goes on without touching memory outside its operands.
+    the index and goes on without touching memory outside its operands. ``helpers`` are the names
+    and definitions of functions that other kernels use, too.
     """
 
     symbol: str
@@ -41,6 +42,12 @@ class Kernel:
     scratch_bytes: int = 0
     flops: Extent = 0
     bytes: Extent = 0
+    helpers: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def code(self) -> str:
+        """All that a module with this kernel alone needs to define."""
+        return "\n".join([*(text for _, text in self.helpers), self.text])
 
 
 STATUS_INDEX_OUT_OF_RANGE = 1
@@ -77,12 +84,13 @@ def assembled(
     """
     return Kernel(
         functions[-1].name,
-        "\n".join([*tables, *(f.render() for f in functions)]),
+        "\n".join([*tables, *(f.render() for f in functions if not f.shared)]),
         frozenset().union(*(f.declarations for f in functions)),
         tasks,
         scratch_bytes,
         flops,
         bytes,
+        tuple((f.name, f.render()) for f in functions if f.shared),
     )
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ir.types import DType, TensorType
-from .brgemm import register_rows, tail_mask
-from .emitter import Lane, VectorEmitter
+from .brgemm import register_rows
+from .emitter import Lane, VectorEmitter, scalar_type
 from .kernel import Kernel, TaskCount, assembled, symbol_for
 from .target import Target
 from .text import Function
@@ -65,130 +65,141 @@ class PanelSource:
 
 
 def pack_function(symbol: str, source: PanelSource, target: Target) -> list[Function]:
-    """``void @symbol(ptr panel, ptr source, i64 index, i64 inner)`` packs panel ``index``.
+    """``void @symbol(ptr panel, ptr matrix, i64 index, i64 inner)`` packs panel ``index``.
 
-    ``panel`` is the address of that panel, ``source`` of the matrix. The first function is the one
-    to call; the others are for full panels and for the last one.
+    ``panel`` is the address of that panel. The first function is the one to call; it calls one that
+    all matrices of the same dtype and direction share, which takes the geometry at run time:
+    packing is a small part of the time of a model, and would be a large part of its code.
     """
-    count = source.panels
-    rest = source.columns - (count - 1) * source.panel
-    params = [("ptr", "panel"), ("ptr", "matrix"), ("i64", "index"), ("i64", "inner")]
-    f = Function(symbol, params, attributes="noinline nounwind")
-    at = f.emit(f"mul nsw i64 %index, {source.panel * source.column_step * source.dtype.itemsize}")
-    first = f.emit(f"getelementptr inbounds i8, ptr %matrix, i64 {at}")
-    parts = []
-    if count > 1:
-        parts.append((f"{symbol}_full", f"icmp slt i64 %index, {count - 1}", source.panel))
-    parts.append((f"{symbol}_last", f"icmp eq i64 %index, {count - 1}", rest))
-    functions = [f]
-    for name, condition, width in parts:
-        with f.when(f.emit(condition)):
-            f.do(f"call void @{name}(ptr %panel, ptr {first}, i64 %inner)")
-        functions.append(_pack_width(name, source, width, target))
-    return functions
-
-
-def _pack_width(symbol: str, source: PanelSource, width: int, target: Target) -> Function:
-    """``void @symbol(ptr panel, ptr first, i64 inner)`` packs a panel with ``width`` columns."""
-    params = [("ptr noalias", "panel"), ("ptr noalias readonly", "first"), ("i64", "inner")]
-    f = Function(symbol, params, attributes="noinline nounwind")
     # Panels narrower than a register are packed with narrower vectors (always powers of two).
     lanes = target.lanes(source.dtype)
     while source.panel % lanes:
         lanes //= 2
-    e = VectorEmitter(f, lanes, source.dtype)
-    with f.loop(source.outer) as outer:
-        step = f.emit(f"mul nsw i64 {outer.index}, {source.outer_step}")
-        block = f.element("%first", e.type(source.dtype).split()[-1].rstrip(">"), step)
-        base = f.emit(f"mul nsw i64 {outer.index}, {source.outer_row}")
-        row0 = f.emit(f"add nsw i64 {base}, {source.first_row}")
-        pack = _copy_rows if source.column_step == 1 else _transpose_rows
-        pack(e, source, width, block, row0)
+    by_rows = source.column_step == 1
+    name = f"nw_pack_{'rows' if by_rows else 'columns'}_{source.dtype.short}x{lanes}"
+    params = [("ptr", "panel"), ("ptr", "matrix"), ("i64", "index"), ("i64", "inner")]
+    f = Function(symbol, params, attributes="noinline nounwind")
+    size = source.dtype.itemsize
+    at = f.emit(f"mul nsw i64 %index, {source.panel * source.column_step * size}")
+    first = f.emit(f"getelementptr inbounds i8, ptr %matrix, i64 {at}")
+    before = f.emit(f"mul nsw i64 %index, {source.panel}")
+    left = f.emit(f"sub nsw i64 {source.columns}, {before}")
+    width = f.call("i64", "llvm.smin.i64", ("i64", left), ("i64", str(source.panel)))
+    geometry = (
+        width, source.panel, "%inner", source.row_step if by_rows else source.column_step,
+        source.outer, source.outer_step, source.outer_row, source.inner_row, source.first_row,
+    )  # fmt: skip
+    args = ", ".join(["ptr %panel", f"ptr {first}", *(f"i64 {g}" for g in geometry)])
+    f.do(f"call void @{name}({args})")
+    return [f, _pack_panel(name, source.dtype, lanes, by_rows)]
+
+
+_GEOMETRY = (
+    "width", "pitch", "inner", "step", "outer", "outer_step", "outer_row", "inner_row", "first_row",
+)  # fmt: skip
+
+
+def _pack_panel(symbol: str, dtype: DType, lanes: int, by_rows: bool) -> Function:
+    """``void @symbol(ptr panel, ptr first, i64 width, i64 pitch, ...)`` packs ``width`` columns.
+
+    The geometry is that of `PanelSource`; ``pitch`` is the panel's width, ``step`` the step between
+    rows of the source (``by_rows``: columns are neighbours) or between columns.
+    """
+    params = [("ptr noalias", "panel"), ("ptr noalias readonly", "first")]
+    f = Function(symbol, [*params, *(("i64", g) for g in _GEOMETRY)], shared=True)
+    e = VectorEmitter(f, lanes, dtype)
+    with f.loop("%outer") as outer:
+        step = f.emit(f"mul nsw i64 {outer.index}, %outer_step")
+        block = f.element("%first", scalar_type(dtype), step)
+        base = f.emit(f"mul nsw i64 {outer.index}, %outer_row")
+        row0 = f.emit(f"add nsw i64 {base}, %first_row")
+        (_copy_rows if by_rows else _transpose_rows)(e, dtype, block, row0)
     return f
 
 
 def _scalar(source: PanelSource) -> str:
-    return "float" if source.dtype.itemsize == 4 else "double"
+    return scalar_type(source.dtype)
 
 
-def _row_address(e: VectorEmitter, source: PanelSource, row0: str, r: str | int) -> str:
-    """The address of a row of the panel."""
+def _row_address(e: VectorEmitter, dtype: DType, row0: str, r: str, column: str) -> str:
+    """The address of a column in a row of the panel."""
     f = e.fn
-    inner = f.emit(f"mul nsw i64 {r}, {source.inner_row}")
+    inner = f.emit(f"mul nsw i64 {r}, %inner_row")
     row = f.emit(f"add nsw i64 {row0}, {inner}")
-    at = f.emit(f"mul nsw i64 {row}, {source.panel}")
-    return f.element("%panel", _scalar(source), at)
+    at = f.emit(f"add nsw i64 {f.emit(f'mul nsw i64 {row}, %pitch')}, {column}")
+    return f.element("%panel", scalar_type(dtype), at)
 
 
-def _offset(e: VectorEmitter, base: str, elements: int, dtype: DType) -> str:
-    return e.fn.emit(f"getelementptr inbounds i8, ptr {base}, i64 {elements * dtype.itemsize}")
+def _below(e: VectorEmitter, first: str, limit: str) -> str:
+    """The mask of the lanes k with ``first + k < limit``."""
+    f, kind = e.fn, f"<{e.lanes} x i64>"
+    left = f.emit(f"sub nsw i64 {limit}, {first}")
+    steps = "<" + ", ".join(f"i64 {k}" for k in range(e.lanes)) + ">"
+    return f.emit(f"icmp slt {kind} {steps}, {f.splat(kind, left)}")
 
 
-def _copy_rows(e: VectorEmitter, source: PanelSource, width: int, block: str, row0: str) -> None:
+def _copy_rows(e: VectorEmitter, dtype: DType, block: str, row0: str) -> None:
     """Columns are neighbours: whole vectors are copied."""
-    f, dtype, lanes = e.fn, source.dtype, e.lanes
-    with f.loop("%inner") as loop:
-        start = f.emit(f"mul nsw i64 {loop.index}, {source.row_step}")
-        here = f.element(block, _scalar(source), start)
-        there = _row_address(e, source, row0, loop.index)
-        for j in range(source.panel // lanes):
-            at = _offset(e, here, j * lanes, dtype)
-            value = _load_part(e, at, dtype, width - j * lanes)
-            e.store(value, _offset(e, there, j * lanes, dtype))
+    f, scalar = e.fn, scalar_type(dtype)
+    with f.loop("%inner") as row, f.loop("%pitch", step=e.lanes) as column:
+        start = f.emit(f"mul nsw i64 {row.index}, %step")
+        at = f.emit(f"add nsw i64 {start}, {column.index}")
+        here = f.element(block, scalar, at)
+        there = _row_address(e, dtype, row0, row.index, column.index)
+        whole = f.emit(f"icmp sle i64 {f.emit(f'add i64 {column.index}, {e.lanes}')}, %width")
+        with f.when(whole):
+            e.store(e.load(here, dtype), there)
+        with f.when(f.emit(f"xor i1 {whole}, true")):
+            if e.lanes == 1:
+                e.store(e.constant(0.0, dtype), there)
+            else:
+                e.store(e.load_masked(here, dtype, _below(e, column.index, "%width")), there)
 
 
-def _load_part(e: VectorEmitter, address: str, dtype: DType, active: int | str) -> Lane:
-    """The first ``active`` elements at an address and zeros; an i1 vector selects them, too."""
-    if isinstance(active, int):
-        if active <= 0:
-            return e.constant(0.0, dtype)
-        if active >= e.lanes:
-            return e.load(address, dtype)
-        active = tail_mask(e.lanes, active)
-    return e.load_masked(address, dtype, active)
-
-
-def _transpose_rows(
-    e: VectorEmitter, source: PanelSource, width: int, block: str, row0: str
-) -> None:
+def _transpose_rows(e: VectorEmitter, dtype: DType, block: str, row0: str) -> None:
     """Rows are neighbours: squares of lanes x lanes elements are transposed in registers."""
-    f, dtype, lanes = e.fn, source.dtype, e.lanes
+    f, lanes, scalar = e.fn, e.lanes, scalar_type(dtype)
+    with f.loop("%pitch", step=lanes) as column, f.loop("%inner", step=lanes) as row:
+        start = f.emit(f"mul nsw i64 {column.index}, %step")
+        here = f.element(block, scalar, f.emit(f"add nsw i64 {start}, {row.index}"))
+        last_column = f.emit(f"add nsw i64 {column.index}, {lanes}")
+        last_row = f.emit(f"add nsw i64 {row.index}, {lanes}")
+        fits = f.emit(f"icmp sle i64 {last_column}, %width")
+        whole = f.emit(f"and i1 {fits}, {f.emit(f'icmp sle i64 {last_row}, %inner')}")
+        with f.when(whole):
+            rows = [e.load(_column(e, here, dtype, c), dtype) for c in range(lanes)]
+            for k, value in enumerate(transpose(e, rows)):
+                r = f.emit(f"add nsw i64 {row.index}, {k}")
+                e.store(value, _row_address(e, dtype, row0, r, column.index))
+        with f.when(f.emit(f"xor i1 {whole}, true")):
+            _transpose_part(e, dtype, here, row0, row.index, column.index)
+
+
+def _transpose_part(
+    e: VectorEmitter, dtype: DType, here: str, row0: str, row: str, column: str
+) -> None:
+    """A square of which some rows or columns are outside of the matrix; columns become zeros."""
+    f, lanes = e.fn, e.lanes
     if lanes == 1:
-        with f.loop("%inner") as loop:
-            here = f.element(block, _scalar(source), loop.index)
-            there = _row_address(e, source, row0, loop.index)
-            for c in range(source.panel):
-                at = _offset(e, here, c * source.column_step, dtype)
-                value = e.load(at, dtype) if c < width else e.constant(0.0, dtype)
-                e.store(value, _offset(e, there, c, dtype))
+        e.store(e.constant(0.0, dtype), _row_address(e, dtype, row0, row, column))
         return
-    whole = f.emit(f"sdiv i64 %inner, {lanes}")
-    limit = f.emit(f"mul nsw i64 {whole}, {lanes}")
-    left = f.emit(f"sub nsw i64 %inner, {limit}")
+    inside, kind = _below(e, row, "%inner"), f"<{lanes} x i1>"
+    rows = []
+    for c in range(lanes):
+        exists = f.emit(f"icmp slt i64 {f.emit(f'add nsw i64 {column}, {c}')}, %width")
+        mask = f.emit(f"select i1 {exists}, {kind} {inside}, {kind} zeroinitializer")
+        rows.append(e.load_masked(_column(e, here, dtype, c), dtype, mask))
+    for k, value in enumerate(transpose(e, rows)):
+        r = f.emit(f"add nsw i64 {row}, {k}")
+        with f.when(f.emit(f"icmp slt i64 {r}, %inner")):
+            e.store(value, _row_address(e, dtype, row0, r, column))
 
-    def square(r: str, j: int, mask: str | None) -> list[Lane]:
-        here = f.element(block, _scalar(source), r)
-        rows = []
-        for c in range(j * lanes, (j + 1) * lanes):
-            at = _offset(e, here, c * source.column_step, dtype)
-            inside: int | str = lanes if mask is None else mask
-            rows.append(_load_part(e, at, dtype, inside if c < width else 0))
-        return transpose(e, rows)
 
-    with f.loop(limit, step=lanes) as loop:
-        for j in range(source.panel // lanes):
-            for k, value in enumerate(square(loop.index, j, None)):
-                r = f.emit(f"add nsw i64 {loop.index}, {k}")
-                e.store(value, _offset(e, _row_address(e, source, row0, r), j * lanes, dtype))
-    with f.when(f.emit(f"icmp sgt i64 {left}, 0")):
-        kind = f"<{lanes} x i64>"
-        steps = "<" + ", ".join(f"i64 {k}" for k in range(lanes)) + ">"
-        mask = f.emit(f"icmp slt {kind} {steps}, {f.splat(kind, left)}")
-        for j in range(source.panel // lanes):
-            for k, value in enumerate(square(limit, j, mask)):
-                with f.when(f.emit(f"icmp sgt i64 {left}, {k}")):
-                    r = f.emit(f"add nsw i64 {limit}, {k}")
-                    e.store(value, _offset(e, _row_address(e, source, row0, r), j * lanes, dtype))
+def _column(e: VectorEmitter, here: str, dtype: DType, c: int) -> str:
+    """The address ``c`` columns after ``here``."""
+    if c == 0:
+        return here
+    return e.fn.element(here, scalar_type(dtype), e.fn.emit(f"mul nsw i64 %step, {c}"))
 
 
 def transpose(e: VectorEmitter, rows: list[Lane]) -> list[Lane]:

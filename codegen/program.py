@@ -106,7 +106,8 @@ class _Emitter:
         program.scratch_bytes = max(
             (-(-k.scratch_bytes // 64) * 64 for k in self.kernels.values()), default=0
         )
-        bodies = [k.text for k in self.kernels.values()]
+        helpers = dict(h for k in self.kernels.values() for h in k.helpers)
+        bodies = [*helpers.values(), *(k.text for k in self.kernels.values())]
         for kernel in self.kernels.values():
             self.declarations |= kernel.declarations
         # The scratch stride is known only now.

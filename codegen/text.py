@@ -36,12 +36,17 @@ class Function:
         params: Sequence[tuple[str, str]],
         attributes: str = "nounwind",
         linkage: str = "internal",
+        shared: bool = False,
     ) -> None:
-        """``params`` are (type with attributes, name without %) pairs."""
+        """``params`` are (type with attributes, name without %) pairs.
+
+        A ``shared`` function is the same wherever its name is used; a module has it once.
+        """
         self.name = name
         self.params = list(params)
         self.attributes = attributes
         self.linkage = linkage
+        self.shared = shared
         self.declarations: set[str] = set()
         self._lines: list[str] = ["entry:"]
         self._block = "entry"

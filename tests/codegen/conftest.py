@@ -68,7 +68,7 @@ def run(link: Callable[..., int]) -> Callable[..., None]:
         splits: Sequence[int] = (),
         target: Target | None = None,
     ) -> np.ndarray:
-        text = module_text([kernel.text], kernel.declarations)
+        text = module_text([kernel.code], kernel.declarations)
         entry = link(text, kernel.symbol, target)
         pointers = [ctypes.c_void_p] * (len(outs) + len(ins) + 2)
         function = ctypes.CFUNCTYPE(None, *pointers, *[ctypes.c_int64] * 3)(entry)
@@ -123,7 +123,7 @@ def asm_for() -> Callable[[Kernel, Target], Assembly]:
     """``asm_for(kernel, target)``: an Assembly to count instructions in."""
 
     def emit(kernel: Kernel, target: Target) -> Assembly:
-        text = module_text([kernel.text], kernel.declarations).replace("define internal", "define")
+        text = module_text([kernel.code], kernel.declarations).replace("define internal", "define")
         return Assembly(assembly(text, target), target)
 
     return emit
