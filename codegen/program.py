@@ -4,6 +4,10 @@ An entry is ``void @name(ptr args, i64 N, i64 tid, i64 nthreads, ptr barrier)``,
 (SPMD). ``args`` is the table of pointers named by ``Program.slots``. Each kernel's tasks are cut
 into one range per thread; a barrier stands where a kernel touches memory that another kernel has
 touched since the last one.
+
+A *timed* program, for the profiler, has the same kernels on the same memory. In it, a barrier
+stands before the first kernel of an entry and after each, and thread 0 stores the cycle counter
+after each of these barriers: the time that threads wait for the last one is the kernel's.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..ir.graph import Graph, Node
+from ..ir.graph import Graph, Node, Value
 from ..ir.plan import Location, Plan, Step
 from ..ir.types import Dim, Extent, TensorType, numel
 from .kernel import Kernel, TaskCount
@@ -22,13 +26,22 @@ from .target import Target
 from .text import Function
 
 STATUS, SCRATCH = "status", "scratch"
+TIMES = "times"
+"""The last slot of a timed program: i64 for the cycle counter, `Native.marks` for each segment of
+``run`` in order."""
 
 
 @dataclass(frozen=True)
 class Native:
-    """A run of kernels in one entry."""
+    """A run of kernels and copies in one entry."""
 
     entry: str
+    steps: tuple[Launch | Move, ...] = ()
+
+    @property
+    def marks(self) -> int:
+        """How often a timed entry stores the time: before the first step and after each."""
+        return len(self.steps) + 1
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,14 @@ class Launch:
     bytes: Extent
 
 
+@dataclass(frozen=True)
+class Move:
+    """A copy at the end of a run, to a result or to state (see ``passes/commits.py``)."""
+
+    value: Value
+    target: Location
+
+
 @dataclass
 class Program:
     """Everything that the runtime needs to link and run a graph.
@@ -77,16 +98,19 @@ class Program:
     prepared_bytes: int = 0
 
 
-def emit_program(graph: Graph, plan: Plan, target: Target) -> Program:
-    """The program of a graph with its memory plan."""
-    return _Emitter(graph, plan, target).run()
+def emit_program(graph: Graph, plan: Plan, target: Target, timed: bool = False) -> Program:
+    """The program of a graph with its memory plan; ``timed``: the one that times each step of
+    ``run``. Both have the same slots, but for TIMES at the end."""
+    return _Emitter(graph, plan, target, timed).run()
 
 
 class _Emitter:
-    def __init__(self, graph: Graph, plan: Plan, target: Target) -> None:
+    def __init__(self, graph: Graph, plan: Plan, target: Target, timed: bool) -> None:
         self.graph = graph
         self.plan = plan
         self.target = target
+        self.timed = timed
+        self.marks = 0
         self.program = Program(
             graph.name,
             batch_bytes=plan.batch_bytes,
@@ -109,21 +133,28 @@ class _Emitter:
         bodies = [k.text for k in self.kernels.values()]
         for kernel in self.kernels.values():
             self.declarations |= kernel.declarations
-        # The scratch stride is known only now.
-        entries = [e.replace(_STRIDE, str(program.scratch_bytes)) for e in self.entries]
+        # The scratch stride and the number of slots are known only now.
+        entries = [
+            e.replace(_STRIDE, str(program.scratch_bytes)).replace(_TIMES_SLOT, str(len(self.slots)))
+            for e in self.entries
+        ]
+        if self.timed:
+            program.slots.append(TIMES)
         program.text = module_text([BARRIER_IR, *bodies, *entries], self.declarations)
         return program
 
     def _segments(self, phase: str, steps: Sequence[Step]) -> list[Segment]:
         segments: list[Segment] = []
         pending: list[tuple[Step, Kernel | None]] = []
+        done: list[Launch | Move] = []
 
         def flush() -> None:
             if pending:
                 name = f"{phase}{len(self.entries)}"
-                self.entries.append(self._entry(name, pending))
-                segments.append(Native(name))
+                self.entries.append(self._entry(name, pending, self.timed and phase == "run"))
+                segments.append(Native(name, tuple(done)))
                 pending.clear()
+                done.clear()
 
         for step in steps:
             kernel = select_kernel(step.node, self.graph, self.target) if step.node else None
@@ -133,11 +164,13 @@ class _Emitter:
                 continue
             if step.node is not None and kernel is not None:
                 self.kernels.setdefault(kernel.symbol, kernel)
-                self.program.launches.append(
-                    Launch(
-                        step.node, kernel.symbol, phase, kernel.tasks, kernel.flops, kernel.bytes
-                    )
+                launch = Launch(
+                    step.node, kernel.symbol, phase, kernel.tasks, kernel.flops, kernel.bytes
                 )
+                self.program.launches.append(launch)
+                done.append(launch)
+            else:
+                done.append(Move(_copied(step), step.results[0]))
             pending.append((step, kernel))
         flush()
         return segments
@@ -157,7 +190,9 @@ class _Emitter:
 
     # -- one entry ---------------------------------------------------------------------------
 
-    def _entry(self, name: str, steps: Sequence[tuple[Step, Kernel | None]]) -> str:
+    def _entry(
+        self, name: str, steps: Sequence[tuple[Step, Kernel | None]], timed: bool
+    ) -> str:
         params = [("ptr", "args"), ("i64", "N"), ("i64", "tid"), ("i64", "nthreads")]
         fn = Function(name, [*params, ("ptr", "barrier")], linkage="")
         pointers: dict[Location, str] = {}
@@ -167,11 +202,15 @@ class _Emitter:
         scratch = fn.emit(f"getelementptr i8, ptr {scratch_base}, i64 {shift}")
         touched = _Touched()
         committed = False
+        if timed:
+            # Threads that are still waking up are no kernel's time.
+            fn.do(_BARRIER)
+            self._mark(fn)
         for step, kernel in steps:
             reads, writes = self._ranges(step)
             first_commit = step.commits and not committed
             if first_commit or touched.conflicts(reads, writes):
-                fn.do("call void @nw_barrier(ptr %barrier, i64 %nthreads)")
+                fn.do(_BARRIER)
                 touched.clear()
             if first_commit:
                 committed = True
@@ -181,13 +220,25 @@ class _Emitter:
             operands = [self._pointer(fn, pointers, loc) for loc in step.operands]
             if kernel is None:
                 self._copy(fn, step, results[0], operands[0])
-                continue
-            begin, end = self._share(fn, kernel.tasks)
-            args = [f"ptr {p}" for p in (*results, *operands, scratch, status)]
-            args += ["i64 %N", f"i64 {begin}", f"i64 {end}"]
-            fn.do(f"call void @{kernel.symbol}({', '.join(args)})")
+            else:
+                begin, end = self._share(fn, kernel.tasks)
+                args = [f"ptr {p}" for p in (*results, *operands, scratch, status)]
+                args += ["i64 %N", f"i64 {begin}", f"i64 {end}"]
+                fn.do(f"call void @{kernel.symbol}({', '.join(args)})")
+            if timed:
+                fn.do(_BARRIER)
+                touched.clear()
+                self._mark(fn)
         self.declarations |= fn.declarations
         return fn.render()
+
+    def _mark(self, fn: Function) -> None:
+        """Thread 0 stores the time."""
+        with fn.when(fn.emit("icmp eq i64 %tid, 0")):
+            times = fn.load("ptr", fn.element("%args", "ptr", _TIMES_SLOT), 8)
+            now = fn.call("i64", "llvm.readcyclecounter")
+            fn.store("i64", now, fn.element(times, "i64", self.marks), 8)
+        self.marks += 1
 
     def _pointer(self, fn: Function, known: dict[Location, str], location: Location) -> str:
         if location not in known:
@@ -214,9 +265,7 @@ class _Emitter:
         return begin, fn.emit(f"udiv i64 {high}, %nthreads")
 
     def _copy(self, fn: Function, step: Step, target: str, source: str) -> None:
-        if step.copied is None:
-            raise ValueError("a step without a node must say what it copies")
-        size = _extent(fn, _bytes(self.graph.type(step.copied)))
+        size = _extent(fn, _bytes(self.graph.type(_copied(step))))
         first = fn.emit("icmp eq i64 %tid, 0")
         with fn.when(first):
             fn.call(
@@ -249,7 +298,14 @@ class _Emitter:
         return reads, writes
 
 
-_STRIDE = "SCRATCHSTRIDE"
+_STRIDE, _TIMES_SLOT = "SCRATCHSTRIDE", "TIMESSLOT"
+_BARRIER = "call void @nw_barrier(ptr %barrier, i64 %nthreads)"
+
+
+def _copied(step: Step) -> Value:
+    if step.copied is None:
+        raise ValueError("a step without a node must say what it copies")
+    return step.copied
 
 
 def _extent(fn: Function, extent: Extent) -> str:

@@ -13,7 +13,8 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,11 +53,15 @@ class Library:
     """Linked machine code. It is unloaded when the last reference to this object is dropped, so
     whoever keeps an address keeps the library too."""
 
-    def __init__(self, tracker: Any, symbols: Iterable[str], compiled: bool) -> None:
+    def __init__(
+        self, tracker: Any, symbols: Iterable[str], compiled: bool, object_bytes: int = 0
+    ) -> None:
         self._tracker = tracker
         self.symbols: dict[str, int] = {name: int(tracker[name]) for name in symbols}
         self.compiled = compiled
         """True if LLVM compiled it now, False if it came from the cache."""
+        self.object_bytes = object_bytes
+        """Size of the object file."""
 
     def address(self, symbol: str) -> int:
         """Address of a function; raises KeyError naming what there is."""
@@ -80,12 +85,15 @@ def load(
     *,
     exports: Iterable[str] | None = None,
     optimize: bool = True,
+    seconds: dict[str, float] | None = None,
 ) -> Library:
     """Compiles a module, or takes its object code from the cache, and links it.
 
     ``key_parts`` name what else the code depends on, for people who read `ObjectCache.explain`.
     ``exports`` defaults to every function that is not internal. Undefined symbols are looked up
     in the process (libc). Loading the same module again gives the same library while it lives.
+    ``seconds`` receives where the time went: ``llvm`` (parsing, optimising, emitting the object
+    file), ``cache`` (making the key, reading, writing), ``link``.
     Raises CompileError if LLVM rejects the text or a symbol is missing. Threads may call this.
     """
     from ..codegen.target import host
@@ -95,18 +103,39 @@ def load(
     parts |= {"ir": text, "optimize": str(optimize)}
     names = sorted(exported_symbols(text) if exports is None else exports)
     store = cache.default()
+    spent = _Stopwatch({} if seconds is None else seconds)
     with _lock:
-        key = store.key(parts)
+        with spent.on("cache"):
+            key = store.key(parts)
         alive = _libraries.get(key)
         if alive is not None and alive.symbols.keys() >= set(names):
             return alive
-        library = _load_cached(store.get(key), names)
+        with spent.on("cache"):
+            found = store.get(key)
+        with spent.on("link"):
+            library = _load_cached(found, names)
         if library is None:
-            content = compile_text(text, target, optimize)
-            library = _link(content, names, compiled=True)
-            store.put(key, content, parts)
+            with spent.on("llvm"):
+                content = compile_text(text, target, optimize)
+            with spent.on("link"):
+                library = _link(content, names, compiled=True)
+            with spent.on("cache"):
+                store.put(key, content, parts)
         _libraries[key] = library
         return library
+
+
+class _Stopwatch:
+    """Adds up the time spent in blocks, by name."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds = seconds
+
+    @contextmanager
+    def on(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def compile_text(text: str, target: Target, optimize: bool = True) -> bytes:
@@ -169,7 +198,7 @@ def _link(content: bytes, names: list[str], compiled: bool) -> Library:
     except RuntimeError as error:
         raise CompileError(f"cannot link the generated code: {error}") from error
     counters.loads += 1
-    return Library(tracker, names, compiled)
+    return Library(tracker, names, compiled, len(content))
 
 
 def _process_linker() -> Any:

@@ -1,0 +1,73 @@
+"""How long each kernel of an executable takes: runs of the timed form of its program.
+
+The timed form (`codegen.program`) has the same kernels on the same memory; a barrier and a reading
+of the cycle counter follow each. It is made when it is asked for; the executable's own code stays
+as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import jit, pool
+
+if TYPE_CHECKING:
+    from ..codegen.program import Fallback, Launch, Move, Program
+    from ..codegen.target import Target
+    from .executable import Executable
+
+
+class Recorder:
+    """Runs the timed form of an executable's program in its place.
+
+    steps: the kernels, copies and numpy calls of a run in order; ticks: what each of them took in
+    the last recorded run, in ticks of `pool.clock`; threads: with how many threads it ran.
+    """
+
+    def __init__(self, executable: Executable, program: Program, target: Target) -> None:
+        """``program`` is the timed form of the executable's."""
+        from ..codegen.program import Native
+
+        if program.slots[:-1] != executable.program.slots:
+            raise ValueError(f"{program.name}: not the timed form of the executable's program")
+        self.executable = executable
+        self.library = jit.load(program.text, target, {"graph": program.name, "timed": "True"})
+        self.steps: list[Launch | Move | Fallback] = []
+        self._segments: list[tuple[int, int] | Fallback] = []
+        for segment in program.run:
+            if isinstance(segment, Native):
+                self.steps += segment.steps
+                self._segments.append((self.library.address(segment.entry), segment.marks))
+            else:
+                self.steps.append(segment)
+                self._segments.append(segment)
+        marks = sum(s[1] for s in self._segments if isinstance(s, tuple))
+        self._times = np.zeros(max(marks, 1), np.int64)
+        self.ticks = np.zeros(len(self.steps), np.int64)
+        self.threads = 1
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """In this block, runs of the executable are timed; other threads wait for its end."""
+        with self.executable.recorded(self._run, self._times):
+            yield
+
+    def _run(self, n: int, threads: int) -> None:
+        table, clock = self.executable.table_address, pool.clock()
+        step = mark = 0
+        for segment in self._segments:
+            if isinstance(segment, tuple):
+                entry, marks = segment
+                self.threads = pool.run(entry, table, n, threads)
+                found = np.diff(self._times[mark : mark + marks])
+                self.ticks[step : step + marks - 1] = found
+                step, mark = step + marks - 1, mark + marks
+            else:
+                start = clock()
+                self.executable.run_fallback(segment, n)
+                self.ticks[step] = clock() - start
+                step += 1
