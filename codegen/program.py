@@ -134,10 +134,10 @@ class _Emitter:
         for kernel in self.kernels.values():
             self.declarations |= kernel.declarations
         # The scratch stride and the number of slots are known only now.
-        entries = [
-            e.replace(_STRIDE, str(program.scratch_bytes)).replace(_TIMES_SLOT, str(len(self.slots)))
-            for e in self.entries
-        ]
+        known = {_STRIDE: program.scratch_bytes, _TIMES_SLOT: len(self.slots)}
+        entries = self.entries
+        for name, number in known.items():
+            entries = [e.replace(name, str(number)) for e in entries]
         if self.timed:
             program.slots.append(TIMES)
         program.text = module_text([BARRIER_IR, *bodies, *entries], self.declarations)

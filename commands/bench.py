@@ -8,9 +8,9 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..ir.columns import aligned
 from . import losses, model_file, model_inputs, timing
 from .failure import Failure, require_compiler, user_code
-from .text import aligned
 
 if TYPE_CHECKING:
     from ..frontend.nn.module import Module
