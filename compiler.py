@@ -16,6 +16,7 @@ from typing import Any
 from .codegen.packing import choose_panel
 from .codegen.program import emit_program
 from .codegen.target import Target, host
+from .codegen.timed_program import emit_timed
 from .errors import LintWarning, NetwrightError
 from .frontend import dispatch
 from .frontend import trace as tracing
@@ -87,7 +88,8 @@ class Compilation:
     """Everything that was made for one mode and one kind of input: graphs of all stages, what the
     passes did, the plan, the executable, and where the time went.
 
-    seconds: by phase, in order (PHASES); pass_seconds: by stage, which the phase ``passes`` adds up.
+    seconds: by phase, in order (PHASES); pass_seconds: the phase ``passes`` by stage; recorders:
+    what times the kernels of an executable, once somebody has asked for it.
     """
 
     traced: tracing.Traced
@@ -237,9 +239,9 @@ def build(made: Compilation, stage: str, target: Target, hoist: bool) -> None:
 def recorder(made: Compilation, stage: str, target: Target | None = None) -> Recorder:
     """What times the kernels of a stage's executable; made when it is first asked for."""
     if stage not in made.recorders:
-        target = target or host()
-        program = emit_program(made.stages[stage], made.plans[stage], target, timed=True)
-        made.recorders[stage] = Recorder(made.executables[stage], program, target)
+        executable = made.executables[stage]
+        program = emit_timed(made.stages[stage], made.plans[stage], executable.program)
+        made.recorders[stage] = Recorder(executable, program, target or host())
     return made.recorders[stage]
 
 

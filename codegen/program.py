@@ -3,11 +3,8 @@
 An entry is ``void @name(ptr args, i64 N, i64 tid, i64 nthreads, ptr barrier)``, run by every thread
 (SPMD). ``args`` is the table of pointers named by ``Program.slots``. Each kernel's tasks are cut
 into one range per thread; a barrier stands where a kernel touches memory that another kernel has
-touched since the last one.
-
-A *timed* program, for the profiler, has the same kernels on the same memory. In it, a barrier
-stands before the first kernel of an entry and after each, and thread 0 stores the cycle counter
-after each of these barriers: the time that threads wait for the last one is the kernel's.
+touched since the last one. Kernels are visible outside of the module, so that the timed form of a
+program (``timed_program.py``) can call them.
 """
 
 from __future__ import annotations
@@ -26,10 +23,6 @@ from .target import Target
 from .text import Function
 
 STATUS, SCRATCH = "status", "scratch"
-TIMES = "times"
-"""The last slot of a timed program: i64 for the cycle counter, `Native.marks` for each segment of
-``run`` in order."""
-
 
 @dataclass(frozen=True)
 class Native:
@@ -37,11 +30,6 @@ class Native:
 
     entry: str
     steps: tuple[Launch | Move, ...] = ()
-
-    @property
-    def marks(self) -> int:
-        """How often a timed entry stores the time: before the first step and after each."""
-        return len(self.steps) + 1
 
 
 @dataclass(frozen=True)
@@ -98,80 +86,58 @@ class Program:
     prepared_bytes: int = 0
 
 
-def emit_program(graph: Graph, plan: Plan, target: Target, timed: bool = False) -> Program:
-    """The program of a graph with its memory plan; ``timed``: the one that times each step of
-    ``run``. Both have the same slots, but for TIMES at the end."""
-    return _Emitter(graph, plan, target, timed).run()
+def emit_program(graph: Graph, plan: Plan, target: Target) -> Program:
+    """The program of a graph with its memory plan."""
+    return _KernelEmitter(graph, plan, target).run()
 
 
-class _Emitter:
-    def __init__(self, graph: Graph, plan: Plan, target: Target, timed: bool) -> None:
+class EntryEmitter:
+    """Writes entries: steps on planned memory, each thread's share of a kernel, barriers.
+
+    Subclasses say where kernels come from (``launch_of``) and may add code (``opened``, ``done``).
+    """
+
+    def __init__(self, graph: Graph, plan: Plan, slots: Sequence[str]) -> None:
         self.graph = graph
-        self.plan = plan
-        self.target = target
-        self.timed = timed
-        self.marks = 0
         self.program = Program(
             graph.name,
             batch_bytes=plan.batch_bytes,
             fixed_bytes=plan.fixed_bytes,
             prepared_bytes=plan.prepared_bytes,
         )
-        self.slots: dict[str, int] = {STATUS: 0, SCRATCH: 1}
-        self.kernels: dict[str, Kernel] = {}
+        self.slots = {name: i for i, name in enumerate(slots)}
         self.entries: list[str] = []
         self.declarations: set[str] = set(BARRIER_DECLARATIONS)
 
-    def run(self) -> Program:
-        program = self.program
-        program.prepare = self._segments("prepare", self.plan.prepare)
-        program.run = self._segments("run", self.plan.steps)
-        program.slots = list(self.slots)
-        program.scratch_bytes = max(
-            (-(-k.scratch_bytes // 64) * 64 for k in self.kernels.values()), default=0
-        )
-        bodies = [k.text for k in self.kernels.values()]
-        for kernel in self.kernels.values():
-            self.declarations |= kernel.declarations
-        # The scratch stride and the number of slots are known only now.
-        known = {_STRIDE: program.scratch_bytes, _TIMES_SLOT: len(self.slots)}
-        entries = self.entries
-        for name, number in known.items():
-            entries = [e.replace(name, str(number)) for e in entries]
-        if self.timed:
-            program.slots.append(TIMES)
-        program.text = module_text([BARRIER_IR, *bodies, *entries], self.declarations)
-        return program
+    def launch_of(self, node: Node, phase: str) -> Launch | None:
+        """The kernel of a node; None if there is none."""
+        raise NotImplementedError
 
-    def _segments(self, phase: str, steps: Sequence[Step]) -> list[Segment]:
+    def opened(self, fn: Function) -> None:
+        """Writes what an entry does before its first step."""
+
+    def done(self, fn: Function, touched: Touched) -> None:
+        """Writes what an entry does after each step."""
+
+    def segments(self, phase: str, steps: Sequence[Step]) -> list[Segment]:
+        """Entries for the steps, cut where an operator has no kernel."""
         segments: list[Segment] = []
-        pending: list[tuple[Step, Kernel | None]] = []
-        done: list[Launch | Move] = []
+        pending: list[tuple[Step, Launch | Move]] = []
 
         def flush() -> None:
             if pending:
                 name = f"{phase}{len(self.entries)}"
-                self.entries.append(self._entry(name, pending, self.timed and phase == "run"))
-                segments.append(Native(name, tuple(done)))
+                self.entries.append(self._entry(name, pending))
+                segments.append(Native(name, tuple(what for _, what in pending)))
                 pending.clear()
-                done.clear()
 
         for step in steps:
-            kernel = select_kernel(step.node, self.graph, self.target) if step.node else None
-            if step.node is not None and kernel is None:
+            what = self.launch_of(step.node, phase) if step.node else _move(step)
+            if what is not None:
+                pending.append((step, what))
+            elif step.node is not None:
                 flush()
                 segments.append(self._fallback(step.node, step))
-                continue
-            if step.node is not None and kernel is not None:
-                self.kernels.setdefault(kernel.symbol, kernel)
-                launch = Launch(
-                    step.node, kernel.symbol, phase, kernel.tasks, kernel.flops, kernel.bytes
-                )
-                self.program.launches.append(launch)
-                done.append(launch)
-            else:
-                done.append(Move(_copied(step), step.results[0]))
-            pending.append((step, kernel))
         flush()
         return segments
 
@@ -190,27 +156,22 @@ class _Emitter:
 
     # -- one entry ---------------------------------------------------------------------------
 
-    def _entry(
-        self, name: str, steps: Sequence[tuple[Step, Kernel | None]], timed: bool
-    ) -> str:
+    def _entry(self, name: str, steps: Sequence[tuple[Step, Launch | Move]]) -> str:
         params = [("ptr", "args"), ("i64", "N"), ("i64", "tid"), ("i64", "nthreads")]
         fn = Function(name, [*params, ("ptr", "barrier")], linkage="")
         pointers: dict[Location, str] = {}
         status = self._pointer(fn, pointers, Location(STATUS))
         scratch_base = self._pointer(fn, pointers, Location(SCRATCH))
-        shift = fn.emit(f"mul i64 %tid, {_STRIDE}")
+        shift = fn.emit(f"mul i64 %tid, {STRIDE}")
         scratch = fn.emit(f"getelementptr i8, ptr {scratch_base}, i64 {shift}")
-        touched = _Touched()
+        touched = Touched()
         committed = False
-        if timed:
-            # Threads that are still waking up are no kernel's time.
-            fn.do(_BARRIER)
-            self._mark(fn)
-        for step, kernel in steps:
+        self.opened(fn)
+        for step, what in steps:
             reads, writes = self._ranges(step)
             first_commit = step.commits and not committed
             if first_commit or touched.conflicts(reads, writes):
-                fn.do(_BARRIER)
+                fn.do(BARRIER)
                 touched.clear()
             if first_commit:
                 committed = True
@@ -218,27 +179,16 @@ class _Emitter:
             touched.add(reads, writes)
             results = [self._pointer(fn, pointers, loc) for loc in step.results]
             operands = [self._pointer(fn, pointers, loc) for loc in step.operands]
-            if kernel is None:
-                self._copy(fn, step, results[0], operands[0])
+            if isinstance(what, Move):
+                self._copy(fn, what, results[0], operands[0])
             else:
-                begin, end = self._share(fn, kernel.tasks)
+                begin, end = self._share(fn, what.tasks)
                 args = [f"ptr {p}" for p in (*results, *operands, scratch, status)]
                 args += ["i64 %N", f"i64 {begin}", f"i64 {end}"]
-                fn.do(f"call void @{kernel.symbol}({', '.join(args)})")
-            if timed:
-                fn.do(_BARRIER)
-                touched.clear()
-                self._mark(fn)
+                fn.do(f"call void @{what.symbol}({', '.join(args)})")
+            self.done(fn, touched)
         self.declarations |= fn.declarations
         return fn.render()
-
-    def _mark(self, fn: Function) -> None:
-        """Thread 0 stores the time."""
-        with fn.when(fn.emit("icmp eq i64 %tid, 0")):
-            times = fn.load("ptr", fn.element("%args", "ptr", _TIMES_SLOT), 8)
-            now = fn.call("i64", "llvm.readcyclecounter")
-            fn.store("i64", now, fn.element(times, "i64", self.marks), 8)
-        self.marks += 1
 
     def _pointer(self, fn: Function, known: dict[Location, str], location: Location) -> str:
         if location not in known:
@@ -264,8 +214,8 @@ class _Emitter:
         high = fn.emit(f"add i64 {low}, {total}")
         return begin, fn.emit(f"udiv i64 {high}, %nthreads")
 
-    def _copy(self, fn: Function, step: Step, target: str, source: str) -> None:
-        size = _extent(fn, _bytes(self.graph.type(_copied(step))))
+    def _copy(self, fn: Function, move: Move, target: str, source: str) -> None:
+        size = _extent(fn, _bytes(self.graph.type(move.value)))
         first = fn.emit("icmp eq i64 %tid, 0")
         with fn.when(first):
             fn.call(
@@ -298,14 +248,54 @@ class _Emitter:
         return reads, writes
 
 
-_STRIDE, _TIMES_SLOT = "SCRATCHSTRIDE", "TIMESSLOT"
-_BARRIER = "call void @nw_barrier(ptr %barrier, i64 %nthreads)"
+class _KernelEmitter(EntryEmitter):
+    """Writes the kernels, too: one function for all equal ones."""
+
+    def __init__(self, graph: Graph, plan: Plan, target: Target) -> None:
+        super().__init__(graph, plan, (STATUS, SCRATCH))
+        self.plan = plan
+        self.target = target
+        self.kernels: dict[str, Kernel] = {}
+
+    def launch_of(self, node: Node, phase: str) -> Launch | None:
+        kernel = select_kernel(node, self.graph, self.target)
+        if kernel is None:
+            return None
+        self.kernels.setdefault(kernel.symbol, kernel)
+        launch = Launch(node, kernel.symbol, phase, kernel.tasks, kernel.flops, kernel.bytes)
+        self.program.launches.append(launch)
+        return launch
+
+    def run(self) -> Program:
+        program = self.program
+        program.prepare = self.segments("prepare", self.plan.prepare)
+        program.run = self.segments("run", self.plan.steps)
+        program.slots = list(self.slots)
+        program.scratch_bytes = max(
+            (-(-k.scratch_bytes // 64) * 64 for k in self.kernels.values()), default=0
+        )
+        bodies = [k.text.replace(*_visible(k)) for k in self.kernels.values()]
+        for kernel in self.kernels.values():
+            self.declarations |= kernel.declarations
+        # The scratch stride is known only now.
+        entries = [e.replace(STRIDE, str(program.scratch_bytes)) for e in self.entries]
+        program.text = module_text([BARRIER_IR, *bodies, *entries], self.declarations)
+        return program
 
 
-def _copied(step: Step) -> Value:
+STRIDE = "SCRATCHSTRIDE"
+BARRIER = "call void @nw_barrier(ptr %barrier, i64 %nthreads)"
+
+
+def _visible(kernel: Kernel) -> tuple[str, str]:
+    """How the head of a kernel reads, and how it must for other modules to call it."""
+    return f"define internal void @{kernel.symbol}(", f"define void @{kernel.symbol}("
+
+
+def _move(step: Step) -> Move:
     if step.copied is None:
         raise ValueError("a step without a node must say what it copies")
-    return step.copied
+    return Move(step.copied, step.results[0])
 
 
 def _extent(fn: Function, extent: Extent) -> str:
@@ -336,7 +326,7 @@ class _Range:
         return a < b + max(other.size, 1) and b < a + max(self.size, 1)
 
 
-class _Touched:
+class Touched:
     """Memory that was read or written since the last barrier."""
 
     def __init__(self) -> None:

@@ -46,7 +46,7 @@ class Executable:
         )
         self._lock = threading.RLock()
         self._slots = {name: i for i, name in enumerate(program.slots)}
-        self._table = np.zeros(len(program.slots) + 1, np.uint64)  # the last one is for TIMES
+        self._table = np.zeros(len(program.slots) + 1, np.uint64)  # the last: see `recorded`
         self.table_address = address(self._table)
         self._recorder: Callable[[int, int], None] | None = None
         self._status = np.zeros(2, np.int64)
@@ -122,7 +122,8 @@ class Executable:
         self, recorder: Callable[[int, int], None], times: np.ndarray
     ) -> Iterator[None]:
         """Until the end of the block, ``recorder(n, threads)`` runs in the place of the ``run``
-        segments, on the same memory, with ``times`` behind the slot TIMES. Other threads wait."""
+        segments, on the same memory; ``times`` is in the slot after the program's. Other threads
+        wait."""
         with self._lock:
             self._table[-1] = address(times)
             self._recorder = recorder

@@ -84,6 +84,7 @@ def load(
     key_parts: Mapping[str, str] | None = None,
     *,
     exports: Iterable[str] | None = None,
+    imports: Mapping[str, int] | None = None,
     optimize: bool = True,
     seconds: dict[str, float] | None = None,
 ) -> Library:
@@ -91,7 +92,9 @@ def load(
 
     ``key_parts`` name what else the code depends on, for people who read `ObjectCache.explain`.
     ``exports`` defaults to every function that is not internal. Undefined symbols are looked up
-    in the process (libc). Loading the same module again gives the same library while it lives.
+    in the process (libc), unless ``imports`` has their addresses; whoever gives these keeps what
+    is there. Loading the same module again gives the same library while it lives, but for one with
+    imports.
     ``seconds`` receives where the time went: ``llvm`` (parsing, optimising, emitting the object
     file), ``cache`` (making the key, reading, writing), ``link``.
     Raises CompileError if LLVM rejects the text or a symbol is missing. Threads may call this.
@@ -107,21 +110,22 @@ def load(
     with _lock:
         with spent.on("cache"):
             key = store.key(parts)
-        alive = _libraries.get(key)
+        alive = None if imports else _libraries.get(key)
         if alive is not None and alive.symbols.keys() >= set(names):
             return alive
         with spent.on("cache"):
             found = store.get(key)
         with spent.on("link"):
-            library = _load_cached(found, names)
+            library = _load_cached(found, names, imports or {})
         if library is None:
             with spent.on("llvm"):
                 content = compile_text(text, target, optimize)
             with spent.on("link"):
-                library = _link(content, names, compiled=True)
+                library = _link(content, names, imports or {}, compiled=True)
             with spent.on("cache"):
                 store.put(key, content, parts)
-        _libraries[key] = library
+        if not imports:
+            _libraries[key] = library
         return library
 
 
@@ -177,21 +181,27 @@ def exported_symbols(text: str) -> list[str]:
     ]
 
 
-def _load_cached(content: bytes | None, names: list[str]) -> Library | None:
+def _load_cached(
+    content: bytes | None, names: list[str], imports: Mapping[str, int]
+) -> Library | None:
     if content is None:
         return None
     try:
-        return _link(content, names, compiled=False)
+        return _link(content, names, imports, compiled=False)
     except CompileError:  # intact but not linkable here: as good as absent
         return None
 
 
-def _link(content: bytes, names: list[str], compiled: bool) -> Library:
+def _link(
+    content: bytes, names: list[str], imports: Mapping[str, int], compiled: bool
+) -> Library:
     import llvmlite.binding as llvm
 
     builder = llvm.JITLibraryBuilder().add_object_img(content).add_current_process()
     for name in names:
         builder.export_symbol(name)
+    for name, place in imports.items():
+        builder.import_symbol(name, place)
     try:
         # A name can never be used again, not even after the library was unloaded.
         tracker = builder.link(_process_linker(), f"netwright_{next(_names)}")

@@ -1,8 +1,7 @@
 """How long each kernel of an executable takes: runs of the timed form of its program.
 
-The timed form (`codegen.program`) has the same kernels on the same memory; a barrier and a reading
-of the cycle counter follow each. It is made when it is asked for; the executable's own code stays
-as it is.
+The timed form (`codegen.timed_program`) calls the kernels of the executable itself, on the same
+memory; a barrier and a reading of the cycle counter follow each.
 """
 
 from __future__ import annotations
@@ -31,22 +30,25 @@ class Recorder:
     def __init__(self, executable: Executable, program: Program, target: Target) -> None:
         """``program`` is the timed form of the executable's."""
         from ..codegen.program import Native
+        from ..codegen.timed_program import marks
 
         if program.slots[:-1] != executable.program.slots:
             raise ValueError(f"{program.name}: not the timed form of the executable's program")
         self.executable = executable
-        self.library = jit.load(program.text, target, {"graph": program.name, "timed": "True"})
+        kernels = {x.symbol: executable.library.address(x.symbol) for x in program.launches}
+        parts = {"graph": program.name, "timed": "True"}
+        self.library = jit.load(program.text, target, parts, imports=kernels)
         self.steps: list[Launch | Move | Fallback] = []
         self._segments: list[tuple[int, int] | Fallback] = []
         for segment in program.run:
             if isinstance(segment, Native):
                 self.steps += segment.steps
-                self._segments.append((self.library.address(segment.entry), segment.marks))
+                self._segments.append((self.library.address(segment.entry), marks(segment)))
             else:
                 self.steps.append(segment)
                 self._segments.append(segment)
-        marks = sum(s[1] for s in self._segments if isinstance(s, tuple))
-        self._times = np.zeros(max(marks, 1), np.int64)
+        count = sum(s[1] for s in self._segments if isinstance(s, tuple))
+        self._times = np.zeros(max(count, 1), np.int64)
         self.ticks = np.zeros(len(self.steps), np.int64)
         self.threads = 1
 
@@ -61,11 +63,11 @@ class Recorder:
         step = mark = 0
         for segment in self._segments:
             if isinstance(segment, tuple):
-                entry, marks = segment
+                entry, count = segment
                 self.threads = pool.run(entry, table, n, threads)
-                found = np.diff(self._times[mark : mark + marks])
-                self.ticks[step : step + marks - 1] = found
-                step, mark = step + marks - 1, mark + marks
+                found = np.diff(self._times[mark : mark + count])
+                self.ticks[step : step + count - 1] = found
+                step, mark = step + count - 1, mark + count
             else:
                 start = clock()
                 self.executable.run_fallback(segment, n)
