@@ -1,8 +1,10 @@
 """The form of a program that says how long each of its steps takes, for the profiler.
 
 It runs the kernels of the program itself, which it imports, on the same memory. A barrier stands
-before the first step of an entry and after every one, and thread 0 stores the cycle counter after
-each of these barriers: the time that threads wait for the last one is the kernel's.
+before the first step of an entry and after every one, and each thread stores the cycle counter when
+it gets there. A step lasts from the arrival of the last thread at the barrier before it to that of
+the last one at the barrier after it: waiting counts for the kernel that caused it, and no thread
+can start the next one unseen.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ from .spmd import BARRIER_IR
 from .text import Function
 
 TIMES = "times"
-"""The slot after those of the program: i64 for the cycle counter, `marks` for each entry."""
+"""The slot after those of the program: for each thread as many i64 as there are marks."""
 
 
 def marks(segment: Native) -> int:
-    """How often an entry stores the time: before its first step and after each."""
+    """How often each thread stores the time in an entry: before the first step, after each."""
     return len(segment.steps) + 1
 
 
@@ -49,27 +51,31 @@ class _TimedEmitter(EntryEmitter):
         return launch
 
     def opened(self, fn: Function) -> None:
-        # Threads that are still waking up are no kernel's time.
-        fn.do(BARRIER)
         self._mark(fn)
 
     def done(self, fn: Function, touched: Touched) -> None:
-        fn.do(BARRIER)
-        touched.clear()
         self._mark(fn)
+        touched.clear()
 
     def _mark(self, fn: Function) -> None:
-        """Thread 0 stores the time."""
-        with fn.when(fn.emit("icmp eq i64 %tid, 0")):
-            times = fn.load("ptr", fn.element("%args", "ptr", self.slots[TIMES]), 8)
-            now = fn.call("i64", "llvm.readcyclecounter")
-            fn.store("i64", now, fn.element(times, "i64", self.marks), 8)
+        """Every thread stores the time in a row of its own and waits for the others."""
+        now = fn.call("i64", "llvm.readcyclecounter")
+        times = fn.load("ptr", fn.element("%args", "ptr", self.slots[TIMES]), 8)
+        row = fn.element(times, "i64", fn.emit(f"mul i64 %tid, {_MARKS}"))
+        fn.store("i64", now, fn.element(row, "i64", self.marks), 8)
+        fn.do(BARRIER)
         self.marks += 1
 
     def run(self) -> Program:
         program = self.program
         program.run = self.segments("run", self.plan.steps)
         program.slots = list(self.slots)
-        entries = [e.replace(STRIDE, str(program.scratch_bytes)) for e in self.entries]
-        program.text = module_text([BARRIER_IR, *entries], self.declarations)
+        known = {STRIDE: program.scratch_bytes, _MARKS: self.marks}
+        text = "\n".join(self.entries)
+        for name, number in known.items():
+            text = text.replace(name, str(number))
+        program.text = module_text([BARRIER_IR, text], self.declarations)
         return program
+
+
+_MARKS = "NUMBEROFMARKS"
