@@ -16,7 +16,6 @@ from .memory_use import MemoryUse
 _WIDTH = 40
 # Memory bandwidth is measured as well as kernels: a little more than all of it is noise.
 _POSSIBLE = 1.1
-_LIMIT = {"fma": "fma", "memory": "memory", "cache": "fma, cached"}
 _HEADER = (
     "kernel", "operators", "module", "ms", "share", "GFLOP/s", "GB/s", "of the limit", "tasks",
 )  # fmt: skip
@@ -30,6 +29,13 @@ class Limits:
     threads: int
     gflops: tuple[float, float]
     gbs: tuple[float, float]
+
+    def __str__(self) -> str:
+        plural = "s" if self.threads > 1 else ""
+        return (
+            f"{self.threads} thread{plural}: FMA peak {_before_after(self.gflops)} GFLOP/s, "
+            f"memory {_before_after(self.gbs)} GB/s (before, after)"
+        )
 
     def judge(self, flops: int, moved: int, ms: float) -> tuple[str, float]:
         """What limits a kernel, and how much of the limit it reaches (see `Row`)."""
@@ -162,13 +168,7 @@ class Profile:
             f"of {self.timed_call_ms:.3f} ms",
             f"a call without timing {self.call_ms:.3f} ms; medians of {self.runs} runs",
         ]
-        for phase, limits in self.limits.items():
-            plural = "s" if limits.threads > 1 else ""
-            lines.append(
-                f"{phase + ': ' if len(self.limits) > 1 else ''}{limits.threads} thread{plural}; "
-                f"FMA peak {_before_after(limits.gflops)} GFLOP/s, "
-                f"memory {_before_after(limits.gbs)} GB/s (before, after)"
-            )
+        lines += dict.fromkeys(map(str, self.limits.values()))
         if self.fallbacks:
             lines.append(f"{self.fallbacks} operators run through numpy (no native kernel yet)")
         return [*lines, str(self.memory), str(self.compile)]
@@ -187,9 +187,15 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.share:.1%}",
         f"{row.gflops:.1f}" if row.flops else "-",
         f"{row.gbs:.1f}" if row.bytes else "-",
-        f"{row.of_limit:.0%} {_LIMIT[row.bound]}",
+        _of_limit(row),
         str(row.tasks) if row.tasks else "-",
     )
+
+
+def _of_limit(row: Row) -> str:
+    if row.bound == "cache":
+        return f"{row.of_limit:.0%} fma, cached" if row.flops else "cached"
+    return f"{row.of_limit:.0%} {row.bound}"
 
 
 def _short_symbol(symbol: str) -> str:

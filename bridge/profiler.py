@@ -77,7 +77,7 @@ def measure(
         def both() -> None:
             plain.append(once([]))
             timed.append(once(list(recorders.values())))
-            samples.append(np.concatenate([r.ticks for r in recorders.values()]))
+            samples.append(np.concatenate([r.ticks() for r in recorders.values()]))
 
         both()  # now it is known how many threads they use
         before = _probe(recorders, seconds)

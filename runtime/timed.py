@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class Recorder:
     """Runs the timed form of an executable's program in its place.
 
-    steps: the kernels, copies and numpy calls of a run in order; ticks: what each of them took in
-    the last recorded run, in ticks of `pool.clock`; threads: with how many threads it ran.
+    steps: the kernels, copies and numpy calls of a run in order; threads: with how many threads the
+    last recorded run was.
     """
 
     def __init__(self, executable: Executable, program: Program, target: Target) -> None:
@@ -49,7 +49,7 @@ class Recorder:
                 self._segments.append(segment)
         count = sum(s[1] for s in self._segments if isinstance(s, tuple))
         self._times = np.zeros((0, max(count, 1)), np.int64)
-        self.ticks = np.zeros(len(self.steps), np.int64)
+        self._in_numpy: list[int] = []
         self.threads = 1
 
     @contextmanager
@@ -61,20 +61,28 @@ class Recorder:
         with self.executable.recorded(self._run, self._times):
             yield
 
-    def _run(self, n: int, threads: int) -> None:
-        table, clock = self.executable.table_address, pool.clock()
-        threads = min(threads, len(self._times))
-        step = mark = 0
+    def ticks(self) -> np.ndarray:
+        """What each step took in the last recorded run, in ticks of `pool.clock`, int64."""
+        last_arrivals = self._times[: self.threads].max(axis=0)
+        in_numpy = iter(self._in_numpy)
+        found, mark = [], 0
         for segment in self._segments:
             if isinstance(segment, tuple):
-                entry, count = segment
-                self.threads = pool.run(entry, table, n, threads)
-                last_arrivals = self._times[: self.threads, mark : mark + count].max(axis=0)
-                found = np.diff(last_arrivals)
-                self.ticks[step : step + count - 1] = found
-                step, mark = step + count - 1, mark + count
+                found.append(np.diff(last_arrivals[mark : mark + segment[1]]))
+                mark += segment[1]
+            else:
+                found.append(np.array([next(in_numpy)]))
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+    def _run(self, n: int, threads: int) -> None:
+        """Like `Executable.run`'s own, without more work than that has."""
+        table, clock = self.executable.table_address, pool.clock()
+        threads = min(threads, len(self._times))
+        self._in_numpy.clear()
+        for segment in self._segments:
+            if isinstance(segment, tuple):
+                self.threads = pool.run(segment[0], table, n, threads)
             else:
                 start = clock()
                 self.executable.run_fallback(segment, n)
-                self.ticks[step] = clock() - start
-                step += 1
+                self._in_numpy.append(clock() - start)
