@@ -100,7 +100,7 @@ class Profile:
     mode: ``eval``, ``forward`` (of a model in train mode, without gradients), ``train`` (forward
     and backward) or ``step``; rows: in the order of the run; limits: by phase; runs: how many timed
     runs; call_ms: a whole call without timing, from arguments to results; timed_call_ms: one with
-    it; both medians.
+    it; outside_ms: the part of the latter that is not in kernels; all medians.
     """
 
     model: str
@@ -111,6 +111,7 @@ class Profile:
     runs: int
     call_ms: float
     timed_call_ms: float
+    outside_ms: float
     memory: MemoryUse
     compile: CompileReport
 
@@ -142,6 +143,7 @@ class Profile:
             "kernels_ms": self.kernels_ms,
             "call_ms": self.call_ms,
             "timed_call_ms": self.timed_call_ms,
+            "outside_ms": self.outside_ms,
             "fallbacks": self.fallbacks,
             "limits": {phase: asdict(limits) for phase, limits in self.limits.items()},
             "memory": self.memory.as_json(),
@@ -162,10 +164,9 @@ class Profile:
         return "\n".join([head, rule, table, rule, *self._footer()])
 
     def _footer(self) -> list[str]:
-        outside = self.timed_call_ms - self.kernels_ms
         lines = [
-            f"kernels {self.kernels_ms:.3f} ms; outside of them {outside:.3f} ms of a timed call "
-            f"of {self.timed_call_ms:.3f} ms",
+            f"kernels {self.kernels_ms:.3f} ms; outside of them {self.outside_ms:.3f} ms of a "
+            f"timed call of {self.timed_call_ms:.3f} ms",
             f"a call without timing {self.call_ms:.3f} ms; medians of {self.runs} runs",
         ]
         lines += dict.fromkeys(map(str, self.limits.values()))

@@ -95,16 +95,18 @@ def measure(
         phase: Limits(one[0], (one[1], other[1]), (one[2], other[2]))
         for phase, one, other in zip(recorders, before, after, strict=True)
     }
-    ms = np.median(samples, axis=0) / rate * 1e3
+    times = np.array(samples) / rate * 1e3
+    outside = np.array(timed) * 1e3 - times.sum(axis=1)
     return Profile(
         made.traced.graph.name,
         mode,
         n,
-        tuple(_rows(made, phases, recorders, limits, ms, n)),
+        tuple(_rows(made, phases, recorders, limits, np.median(times, axis=0), n)),
         limits,
         len(samples),
         statistics.median(plain) * 1e3,
         statistics.median(timed) * 1e3,
+        float(np.median(outside)),
         MemoryUse.of(made, n),
         CompileReport.of(made),
     )

@@ -84,6 +84,7 @@ def test_rows_are_the_kernels_of_the_run_and_shares_sum_to_one(
         assert found.batch == 4
         assert found.fallbacks == 0
         assert found.runs >= 5
+        assert found.outside_ms > 0
         for row in found.rows:
             assert row.bytes > 0
             assert row.operators
@@ -168,8 +169,8 @@ def test_it_prints_a_table_and_sorts(fast: nn.Module) -> None:
 def test_json_has_the_documented_keys(fast: nn.Module) -> None:
     found = json.loads(json.dumps(fast.train().profile(X, seconds=SECONDS).as_json()))
     assert set(found) == {
-        "model", "mode", "batch", "runs", "kernels_ms", "call_ms", "timed_call_ms", "fallbacks",
-        "limits", "memory", "compile", "rows",
+        "model", "mode", "batch", "runs", "kernels_ms", "call_ms", "timed_call_ms",
+        "outside_ms", "fallbacks", "limits", "memory", "compile", "rows",
     }  # fmt: skip
     assert set(found["limits"]) == {"forward", "backward"}
     assert set(found["limits"]["forward"]) == {"threads", "gflops", "gbs"}
