@@ -3,27 +3,32 @@
 Every channel has its own kernel and is summed over nothing else: a vector holds neighbouring
 channels, and a tile is a few neighbouring output pixels. An input vector is loaded once per row of
 the kernel and used by all outputs of the tile that it reaches.
+
+Images are read where they are. Rows outside of the image are read from a line of zeros; which
+columns are outside is known for each tile, and its code leaves these taps out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
 
 from .brgemm import Tile
-from .emitter import Lane, VectorEmitter
+from .emitter import Lane, VectorEmitter, scalar_type
 from .epilogue import Contraction
-from .image import Convolution, PaddedCopy, Phase, even_chunks, runs
+from .image import Convolution, Phase, even_chunks
 from .kernel import MAX_TASKS, Kernel, TaskCount, assembled, kernel_params, symbol_for
 from .packing import conv_source, pack_function
-from .sizes import Size, extent, least, minus, plus, quotient, remainder, times
+from .sizes import Size, extent, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
 
 # Outputs of a tile: enough sums to hide the latency of multiply-add.
 _OUTPUTS = 8
-# Multiply-adds of a micro-kernel whose loop over kernel rows is unrolled.
-_STRAIGHT = 160
-_PARTS = 8
+# Multiply-adds of a micro-kernel: those of several vectors of channels, if they are few.
+_STRAIGHT = 300
+_LINE = 64  # bytes of a cache line
 
 
 def depthwise_kernel(
@@ -33,8 +38,29 @@ def depthwise_kernel(
     return _Writer(found, spec, inputs, target).kernel()
 
 
+@dataclass(frozen=True)
+class _Taps:
+    """What the outputs of a tile read in one row of the image.
+
+    ``pairs`` are (output, kernel element, column of the image relative to the tile's first).
+    """
+
+    outputs: int
+    pairs: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """``count`` tiles of one kind side by side: the first one's first output and first column."""
+
+    taps: _Taps
+    output: int
+    column: int
+    count: int
+
+
 class _Writer:
-    """Writes a kernel; a unit of work is a block of rows of one image."""
+    """Writes a kernel; a unit of work is one row of one image (of each phase)."""
 
     def __init__(self, found: Contraction, spec: Convolution, inputs: int, target: Target) -> None:
         self.spec, self.epilogue, self.target = spec, found.epilogue, target
@@ -44,62 +70,52 @@ class _Writer:
         )
         self.f = Function(self.symbol, kernel_params(len(found.epilogue.outputs), inputs))
         self.lanes = target.lanes(spec.dtype)
-        self.scalar = "float" if spec.dtype.itemsize == 4 else "double"
-        self.micro: dict[tuple[int, int, Phase, Phase], Function] = {}
+        self.scalar = scalar_type(spec.dtype)
+        self.micro: dict[tuple[_Taps, int, Phase, Phase], Function] = {}
         self.helpers: list[Function] = []
-        self.copied = not (spec.rows.plain and spec.columns.plain)
-        self.block_rows = self._block_rows()
-        self.copy = self._copy(self.block_rows)
-        self.pitch = (self.copy.width if self.copied else spec.columns.size) * spec.inputs
-
-    def _copy(self, rows: int) -> PaddedCopy:
-        spec = self.spec
-        height = spec.rows.extent(rows)
-        return PaddedCopy(spec.dtype, spec.rows, spec.columns, spec.inputs, height)
-
-    def _block_rows(self) -> int:
-        rows = -(-self.spec.rows.count // _PARTS)
-        while rows > 1 and self._copy(rows).bytes > self.target.l2 // 4:
-            rows -= 1
-        return max(1, rows)
+        self.line = spec.columns.size * spec.inputs
+        vectors = spec.panel // self.lanes
+        multiplies = spec.kernel[0] * spec.kernel[1] * _OUTPUTS
+        # The scheduler for AArch64 moves loads of the next vector up until it spills.
+        straightest = _STRAIGHT if target.vector_bytes > 16 else 0
+        self.piece = spec.panel if vectors * multiplies <= straightest else self.lanes
 
     def kernel(self) -> Kernel:
         f, spec = self.f, self.spec
-        blocks = -(-spec.rows.count // self.block_rows)
-        work = times(f, extent(f, spec.batch), blocks)
+        work = times(f, extent(f, spec.batch), spec.rows.count)
         tasks = max(1, min(MAX_TASKS, work)) if isinstance(work, int) else MAX_TASKS
         first = quotient(f, times(f, work, "%begin"), tasks)
         stop = quotient(f, times(f, work, "%end"), tasks)
-        block_bytes = -(-self.copy.bytes // 64) * 64 if self.copied else 0
-        weights, weight_bytes = self._prepare(first, stop, block_bytes)
-        with f.loop(stop, start=first) as line:
-            image = quotient(f, line.index, blocks)
-            block = remainder(f, line.index, blocks)
-            source = self._source(image, block)
+        zero_bytes = 0 if spec.rows.plain else self.line * spec.dtype.itemsize
+        packed_at = -(-zero_bytes // _LINE) * _LINE
+        weights, weight_bytes = self._prepare(first, stop, zero_bytes, packed_at)
+        with f.loop(stop, start=first) as loop:
+            image = quotient(f, loop.index, spec.rows.count)
+            line = remainder(f, loop.index, spec.rows.count)
             for rows in spec.rows.phases:
-                for columns in spec.columns.phases:
-                    self._phase(image, block, source, weights, rows, columns)
+                exists = "true"
+                if rows.count < spec.rows.count:
+                    exists = f.emit(f"icmp slt i64 {line}, {rows.count}")
+                with f.when(exists):
+                    self._row(image, line, weights, rows)
         functions = [*self.helpers, *self.micro.values(), f]
-        return assembled(
-            functions,
-            TaskCount(tasks),
-            block_bytes + weight_bytes,
-            spec.flops,
-        )
+        return assembled(functions, TaskCount(tasks), packed_at + weight_bytes, spec.flops)
 
-    def _prepare(self, first: Size, stop: Size, at: int) -> tuple[str, int]:
-        """Clears the padded block and packs a weight that is not: its address and its bytes."""
+    def _prepare(self, first: Size, stop: Size, zero_bytes: int, at: int) -> tuple[str, int]:
+        """Clears the line of zeros and packs a weight that is not: its address and its bytes."""
         f, spec = self.f, self.spec
-        packed, size = self.w, 0
-        source = None
+        packed, size, source = self.w, 0, None
         if spec.weight is not None:
             packed = f.element("%scratch", "i8", at)
             source, _, _ = conv_source(spec.weight, spec.panel, spec.flip, spec.groups)
             self.helpers = pack_function(f"{self.symbol}_pack", source, self.target)
             size = spec.panels_of_all * spec.panel_elements * spec.dtype.itemsize
         with f.when(f.emit(f"icmp slt i64 {first}, {stop}")):
-            if self.copied:
-                self.copy.clear(f, "%scratch")
+            if zero_bytes:
+                f.call(
+                    "void", "llvm.memset.p0.i64", ("ptr", "%scratch"), ("i8", "0"),
+                    ("i64", str(zero_bytes)), ("i1", "false"),
+                )  # fmt: skip
             if source is not None:
                 with f.loop(source.panels) as loop:
                     start = times(f, loop.index, spec.panel_elements)
@@ -108,87 +124,123 @@ class _Writer:
                     f.do(f"call void @{self.symbol}_pack({args})")
         return packed, size
 
-    def _source(self, image: Size, block: Size) -> str:
-        f, spec = self.f, self.spec
-        elements = spec.rows.size * spec.columns.size * spec.inputs
-        start = f.element(self.x, self.scalar, times(f, image, elements))
-        row = times(f, block, self.block_rows * spec.rows.advance)
-        if not self.copied:
-            return f.element(start, self.scalar, times(f, row, self.pitch))
-        self.copy.fill(f, "%scratch", start, row)
-        return "%scratch"
+    # -- one row of outputs
 
-    def _phase(
-        self, image: Size, block: Size, a: str, b: str, rows: Phase, columns: Phase
-    ) -> None:
+    def _row(self, image: Size, line: Size, weights: str, rows: Phase) -> None:
         f, spec = self.f, self.spec
-        taps = (columns.first_tap + rows.first_tap * spec.kernel[1]) * spec.panel
-        b = f.element(b, self.scalar, taps)
-        a = f.element(a, self.scalar, rows.at * self.pitch + columns.at * spec.inputs)
-        start = times(f, block, self.block_rows)
-        count = least(f, minus(f, rows.count, start), self.block_rows)
-        tiles = runs(even_chunks(columns.count, _OUTPUTS))
-        rest = spec.outputs - (spec.panels_of_all - 1) * spec.panel
-        with f.loop(count) as loop:
-            line = f.element(a, self.scalar, times(f, loop.index, rows.advance * self.pitch))
-            y = plus(f, times(f, plus(f, start, loop.index), rows.step), rows.first)
-            y = plus(f, times(f, image, spec.size[0]), y)
+        pixels = spec.rows.size * self.line
+        start = f.element(self.x, self.scalar, times(f, image, pixels))
+        sources = [self._source(start, line, rows, t) for t in range(rows.taps)]
+        y = plus(f, times(f, line, rows.step), rows.first)
+        y = plus(f, times(f, image, spec.size[0]), y)
+        for columns in spec.columns.phases:
+            taps = (columns.first_tap + rows.first_tap * spec.kernel[1]) * spec.panel
+            b = f.element(weights, self.scalar, taps)
             row = plus(f, times(f, y, spec.size[1]), columns.first)
-            for height, first, how_many in tiles:
-                with f.loop(how_many) as tile:
-                    moved = plus(f, times(f, tile.index, height), first)
-                    pixel = plus(f, row, times(f, moved, columns.step))
-                    shift = times(f, moved, columns.advance * spec.inputs)
-                    here = f.element(line, self.scalar, shift)
-                    with f.loop(spec.panels_of_all - 1) as panel:
-                        self._call(here, b, panel.index, pixel, height, spec.panel, rows, columns)
-                    last = spec.panels_of_all - 1
-                    self._call(here, b, last, pixel, height, rest, rows, columns)
+            for run in self._runs(columns):
+                with f.loop(run.count) as tile:
+                    output = plus(f, times(f, tile.index, run.taps.outputs), run.output)
+                    pixel = plus(f, row, times(f, output, columns.step))
+                    moved = times(f, tile.index, run.taps.outputs * columns.advance)
+                    shift = times(f, plus(f, moved, run.column), spec.inputs)
+                    self._channels(sources, shift, b, pixel, run.taps, rows, columns)
 
-    def _call(
-        self,
-        a: str,
-        b: str,
-        panel: Size,
-        pixel: Size,
-        height: int,
-        width: int,
-        rows: Phase,
+    def _source(self, start: str, line: Size, rows: Phase, tap: int) -> str:
+        """The address of the image's row for one row of the kernel; zeros outside."""
+        f, axis = self.f, self.spec.rows
+        at = plus(f, times(f, line, rows.advance), rows.at + tap * rows.tap_advance - axis.low)
+        inside = f.emit(f"icmp ult i64 {at}, {(axis.size - 1) * axis.spread + 1}")
+        if axis.spread > 1:
+            between = f.emit(f"icmp eq i64 {remainder(f, at, axis.spread)}, 0")
+            inside = f.emit(f"and i1 {inside}, {between}")
+            at = quotient(f, at, axis.spread)
+        offset = times(f, at, self.line)
+        address = f.emit(f"getelementptr {self.scalar}, ptr {start}, i64 {offset}")
+        if axis.plain:
+            return address
+        return f.emit(f"select i1 {inside}, ptr {address}, ptr %scratch")
+
+    def _runs(self, columns: Phase) -> Iterator[_Run]:
+        """The tiles of a row, equal neighbours together."""
+        axis = self.spec.columns
+        tiles: list[tuple[_Taps, int, int]] = []
+        output = 0
+        for outputs in even_chunks(columns.count, _OUTPUTS):
+            found = []
+            for i in range(outputs):
+                for t in range(columns.taps):
+                    at = columns.at + (output + i) * columns.advance + t * columns.tap_advance
+                    column, between = divmod(at - axis.low, axis.spread)
+                    if not between and 0 <= column < axis.size:
+                        found.append((i, t, column))
+            # Relative to a position that moves with the outputs, so that equal tiles look equal.
+            first = columns.at + output * columns.advance - axis.low
+            if axis.spread > 1 or not found:
+                first = 0
+            pairs = tuple((i, t, column - first) for i, t, column in found)
+            tiles.append((_Taps(outputs, pairs), output, first))
+            output += outputs
+        for taps, group in groupby(tiles, key=lambda tile: tile[0]):
+            members = list(group)
+            yield _Run(taps, members[0][1], members[0][2], len(members))
+
+    def _channels(
+        self, sources: list[str], shift: Size, b: str, pixel: Size, taps: _Taps, rows: Phase,
         columns: Phase,
-    ) -> None:
+    ) -> None:  # fmt: skip
+        """One tile, all channels."""
         f, spec = self.f, self.spec
-        column = times(f, panel, spec.panel)
-        here = f.element(a, self.scalar, column)
-        weights = f.element(b, self.scalar, times(f, panel, spec.panel_elements))
-        args = [("ptr", here), ("ptr", weights)]
-        args += self.epilogue.arguments(f, pixel, column, spec.outputs)
-        key = (height, width, rows, columns)
-        if key not in self.micro:
-            self.micro[key] = self._micro(f"{self.symbol}_tile_{len(self.micro)}", *key)
-        f.do(f"call void @{self.micro[key].name}({', '.join(f'{t} {v}' for t, v in args)})")
+        whole, rest = divmod(spec.outputs, self.piece)
+
+        def call(channel: Size, width: int) -> None:
+            panel = quotient(f, channel, spec.panel)
+            inside = remainder(f, channel, spec.panel)
+            at = plus(f, times(f, panel, spec.panel_elements), inside)
+            args = [("ptr", s) for s in sources]
+            args += [("i64", str(plus(f, shift, channel)))]
+            args += [("ptr", f.element(b, self.scalar, at))]
+            args += self.epilogue.arguments(f, pixel, channel, spec.outputs)
+            key = (taps, width, rows, columns)
+            if key not in self.micro:
+                self.micro[key] = self._micro(f"{self.symbol}_tile_{len(self.micro)}", *key)
+            f.do(f"call void @{self.micro[key].name}({', '.join(f'{t} {v}' for t, v in args)})")
+
+        with f.loop(whole) as loop:
+            call(times(f, loop.index, self.piece), self.piece)
+        if rest:
+            call(whole * self.piece, rest)
 
     # -- the micro-kernel
 
     def _micro(
-        self, symbol: str, height: int, width: int, rows: Phase, columns: Phase
+        self, symbol: str, taps: _Taps, width: int, rows: Phase, columns: Phase
     ) -> Function:
-        """``void @symbol(ptr a, ptr b, <parameters of the epilogue>)``: a tile of outputs."""
+        """``void @symbol(ptr row0.., i64 shift, ptr b, <parameters of the epilogue>)``."""
         spec = self.spec
-        params = [("ptr noalias readonly", "a"), ("ptr noalias readonly", "b")]
+        params = [("ptr readonly", f"row{k}") for k in range(rows.taps)]
+        params += [("i64", "shift"), ("ptr noalias readonly", "b")]
         f = Function(symbol, params + self.epilogue.params(), attributes="noinline nounwind")
         e = VectorEmitter(f, self.lanes, spec.dtype)
         vectors = -(-width // self.lanes)
         step = columns.step * spec.outputs
         tile = Tile(
-            spec.dtype, self.lanes, tuple(range(height)), tuple(i * step for i in range(height)),
+            spec.dtype, self.lanes, tuple(range(taps.outputs)),
+            tuple(i * step for i in range(taps.outputs)),
             vectors, width - (vectors - 1) * self.lanes, (), c_pitch=spec.outputs,
         )  # fmt: skip
         zero = e.constant(0.0, spec.dtype)
         starts = self.epilogue.initial(e, tile)
-        results: list[list[Lane]] = [[] for _ in range(height)]
+        results: list[list[Lane]] = [[] for _ in range(taps.outputs)]
         inline = not self.epilogue.in_memory(tile)
+        bases = [
+            f.emit(f"getelementptr {self.scalar}, ptr %row{k}, i64 %shift")
+            for k in range(rows.taps)
+        ]
         for j in range(vectors):
-            sums = self._column(e, tile, j, [starts[j] or zero] * height, rows, columns)
+            sums = [starts[j] or zero] * taps.outputs
+            for k, base in enumerate(bases):
+                weights = k * rows.tap_step * spec.kernel[1] * spec.panel + j * self.lanes
+                sums = self._kernel_row(e, tile, j, base, weights, sums, taps, columns)
             if inline:
                 self.epilogue.finish_column(e, tile, j, sums)
             for i, value in enumerate(sums):
@@ -197,62 +249,27 @@ class _Writer:
             self.epilogue.finish(e, tile, results)
         return f
 
-    def _column(
-        self,
-        e: VectorEmitter,
-        tile: Tile,
-        j: int,
-        sums: list[Lane],
-        rows: Phase,
-        columns: Phase,
-    ) -> list[Lane]:
-        """The sums of one vector of channels over all kernel elements."""
-        f, spec = e.fn, self.spec
-        size, kind = spec.dtype.itemsize, e.type(spec.dtype)
-        a = f.element("%a", self.scalar, j * self.lanes)
-        b = f.element("%b", self.scalar, j * self.lanes)
-        down = rows.tap_advance * self.pitch * size
-        tap_row = rows.tap_step * spec.kernel[1] * spec.panel * size
-        if rows.taps * columns.taps * tile.rows * tile.vectors <= _STRAIGHT:
-            for t in range(rows.taps):
-                here = f.element(a, "i8", t * down)
-                sums = self._kernel_row(e, tile, j, here, f.element(b, "i8", t * tap_row),
-                                        sums, columns)  # fmt: skip
-            return sums
-        carry = [("ptr", a), ("ptr", b), *((kind, s.text) for s in sums)]
-        with f.loop(rows.taps, carry=carry) as loop:
-            here, weights, *texts = loop.carried
-            sums = self._kernel_row(
-                e, tile, j, here, weights, [Lane(t, spec.dtype) for t in texts], columns
-            )
-            loop.next = [f.element(here, "i8", down), f.element(weights, "i8", tap_row)]
-            loop.next += [s.text for s in sums]
-        return [Lane(t, spec.dtype) for t in loop.results[2:]]
-
     def _kernel_row(
-        self,
-        e: VectorEmitter,
-        tile: Tile,
-        j: int,
-        a: str,
-        b: str,
-        sums: Sequence[Lane],
-        columns: Phase,
-    ) -> list[Lane]:
+        self, e: VectorEmitter, tile: Tile, j: int, base: str, weights: int, sums: list[Lane],
+        taps: _Taps, columns: Phase,
+    ) -> list[Lane]:  # fmt: skip
         """Adds the products of one row of the kernel, input pixel by input pixel."""
         f, spec, result = e.fn, self.spec, list(sums)
-        weights = [
-            e.load(f.element(b, self.scalar, t * columns.tap_step * spec.panel), spec.dtype)
-            for t in range(columns.taps)
-        ]
+        kernel = {
+            t: e.load(
+                f.element("%b", self.scalar, weights + t * columns.tap_step * spec.panel),
+                spec.dtype,
+            )
+            for t in sorted({t for _, t, _ in taps.pairs})
+        }
         uses: dict[int, list[tuple[int, int]]] = {}
-        for i in range(tile.rows):
-            for t in range(columns.taps):
-                uses.setdefault(i * columns.advance + t * columns.tap_advance, []).append((i, t))
+        for i, t, column in taps.pairs:
+            uses.setdefault(column, []).append((i, t))
         active = tile.active(j)
-        for pixel in sorted(uses):
-            at = f.element(a, self.scalar, pixel * spec.inputs)
+        for column in sorted(uses):
+            offset = (column * spec.inputs + j * self.lanes) * spec.dtype.itemsize
+            at = f.emit(f"getelementptr i8, ptr {base}, i64 {offset}")
             x = e.load(at, spec.dtype) if active is None else e.load_masked(at, spec.dtype, active)
-            for i, t in uses[pixel]:
-                result[i] = e.fma(x, weights[t], result[i])
+            for i, t in uses[column]:
+                result[i] = e.fma(x, kernel[t], result[i])
         return result
