@@ -6,6 +6,7 @@ after the other, the last panel filled up with zeros.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..ir.types import DType, TensorType
@@ -64,11 +65,14 @@ class PanelSource:
         return -(-self.columns // self.panel)
 
 
-def pack_function(symbol: str, source: PanelSource, target: Target) -> list[Function]:
+def pack_function(
+    symbol: str, source: PanelSource, target: Target, fixed: bool = False
+) -> list[Function]:
     """``void @symbol(ptr panel, ptr source, i64 index, i64 inner)`` packs panel ``index``.
 
     ``panel`` is the address of that panel, ``source`` of the matrix. The first function is the one
-    to call; the others are for full panels and for the last one.
+    to call; the others are for full panels and for the last one. ``fixed`` says that ``inner`` is
+    always that of ``source``.
     """
     count = source.panels
     rest = source.columns - (count - 1) * source.panel
@@ -84,11 +88,13 @@ def pack_function(symbol: str, source: PanelSource, target: Target) -> list[Func
     for name, condition, width in parts:
         with f.when(f.emit(condition)):
             f.do(f"call void @{name}(ptr %panel, ptr {first}, i64 %inner)")
-        functions.append(_pack_width(name, source, width, target))
+        functions.append(_pack_width(name, source, width, target, fixed))
     return functions
 
 
-def _pack_width(symbol: str, source: PanelSource, width: int, target: Target) -> Function:
+def _pack_width(
+    symbol: str, source: PanelSource, width: int, target: Target, fixed: bool
+) -> Function:
     """``void @symbol(ptr panel, ptr first, i64 inner)`` packs a panel with ``width`` columns."""
     params = [("ptr noalias", "panel"), ("ptr noalias readonly", "first"), ("i64", "inner")]
     f = Function(symbol, params, attributes="noinline nounwind")
@@ -102,8 +108,10 @@ def _pack_width(symbol: str, source: PanelSource, width: int, target: Target) ->
         block = f.element("%first", e.type(source.dtype).split()[-1].rstrip(">"), step)
         base = f.emit(f"mul nsw i64 {outer.index}, {source.outer_row}")
         row0 = f.emit(f"add nsw i64 {base}, {source.first_row}")
-        pack = _copy_rows if source.column_step == 1 else _transpose_rows
-        pack(e, source, width, block, row0)
+        if source.column_step == 1:
+            _copy_rows(e, source, width, block, row0)
+        else:
+            _transpose_rows(e, source, width, block, row0, fixed)
     return f
 
 
@@ -148,8 +156,11 @@ def _load_part(e: VectorEmitter, address: str, dtype: DType, active: int | str) 
     return e.load_masked(address, dtype, active)
 
 
+_StoreSquare = Callable[[str, "str | int", list[Lane]], None]
+
+
 def _transpose_rows(
-    e: VectorEmitter, source: PanelSource, width: int, block: str, row0: str
+    e: VectorEmitter, source: PanelSource, width: int, block: str, row0: str, fixed: bool
 ) -> None:
     """Rows are neighbours: squares of lanes x lanes elements are transposed in registers."""
     f, dtype, lanes = e.fn, source.dtype, e.lanes
@@ -162,33 +173,52 @@ def _transpose_rows(
                 value = e.load(at, dtype) if c < width else e.constant(0.0, dtype)
                 e.store(value, _offset(e, there, c, dtype))
         return
-    whole = f.emit(f"sdiv i64 %inner, {lanes}")
-    limit = f.emit(f"mul nsw i64 {whole}, {lanes}")
-    left = f.emit(f"sub nsw i64 %inner, {limit}")
+    whole, rest = divmod(width, lanes)
 
-    def square(r: str, j: int, mask: str | None) -> list[Lane]:
-        here = f.element(block, _scalar(source), r)
+    def square(r: str, first: str | int, columns: int, mask: str | None) -> list[Lane]:
+        """Rows r and following of the panel, its columns ``first`` and following."""
+        step = f.emit(f"mul nsw i64 {first}, {source.column_step}")
+        here = f.element(block, _scalar(source), f.emit(f"add nsw i64 {r}, {step}"))
         rows = []
-        for c in range(j * lanes, (j + 1) * lanes):
+        for c in range(lanes):
             at = _offset(e, here, c * source.column_step, dtype)
             inside: int | str = lanes if mask is None else mask
-            rows.append(_load_part(e, at, dtype, inside if c < width else 0))
+            rows.append(_load_part(e, at, dtype, inside if c < columns else 0))
         return transpose(e, rows)
 
+    def pack(r: str, mask: str | None, store: _StoreSquare) -> None:
+        if whole:
+            with f.loop(whole * lanes, step=lanes) as columns:
+                store(r, columns.index, square(r, columns.index, lanes, mask))
+        if rest:
+            store(r, whole * lanes, square(r, whole * lanes, rest, mask))
+        for first in range(-(-width // lanes) * lanes, source.panel, lanes):
+            store(r, first, [e.constant(0.0, dtype)] * lanes)
+
+    def store_row(r: str, k: int, first: str | int, value: Lane) -> None:
+        row = _row_address(e, source, row0, f.emit(f"add nsw i64 {r}, {k}"))
+        e.store(value, f.element(row, _scalar(source), first))
+
+    def store_all(r: str, first: str | int, values: list[Lane]) -> None:
+        for k, value in enumerate(values):
+            store_row(r, k, first, value)
+
+    def store_left(r: str, first: str | int, values: list[Lane]) -> None:
+        for k, value in enumerate(values):
+            with f.when(f.emit(f"icmp sgt i64 {left}, {k}")):
+                store_row(r, k, first, value)
+
+    limit = f.emit(f"mul nsw i64 {f.emit(f'sdiv i64 %inner, {lanes}')}, {lanes}")
+    left = f.emit(f"sub nsw i64 %inner, {limit}")
     with f.loop(limit, step=lanes) as loop:
-        for j in range(source.panel // lanes):
-            for k, value in enumerate(square(loop.index, j, None)):
-                r = f.emit(f"add nsw i64 {loop.index}, {k}")
-                e.store(value, _offset(e, _row_address(e, source, row0, r), j * lanes, dtype))
+        pack(loop.index, None, store_all)
+    if fixed and int(source.inner) % lanes == 0:
+        return
     with f.when(f.emit(f"icmp sgt i64 {left}, 0")):
         kind = f"<{lanes} x i64>"
         steps = "<" + ", ".join(f"i64 {k}" for k in range(lanes)) + ">"
         mask = f.emit(f"icmp slt {kind} {steps}, {f.splat(kind, left)}")
-        for j in range(source.panel // lanes):
-            for k, value in enumerate(square(limit, j, mask)):
-                with f.when(f.emit(f"icmp sgt i64 {left}, {k}")):
-                    r = f.emit(f"add nsw i64 {limit}, {k}")
-                    e.store(value, _offset(e, _row_address(e, source, row0, r), j * lanes, dtype))
+        pack(limit, mask, store_left)
 
 
 def transpose(e: VectorEmitter, rows: list[Lane]) -> list[Lane]:
@@ -278,7 +308,7 @@ def _pack_kernel(
         matrix = f.element("%in0", kind, f.emit(f"mul nsw i64 {group}, {group_elements}"))
         args = f"ptr {panel}, ptr {matrix}, i64 {index}, i64 {source.inner}"
         f.do(f"call void @{symbol}_panel({args})")
-    parts = pack_function(f"{symbol}_panel", source, target)
+    parts = pack_function(f"{symbol}_panel", source, target, fixed=True)
     moved = (source.columns + source.panels * source.panel) * rows * blocks * source.dtype.itemsize
     return assembled(
         [*parts, f],
