@@ -10,7 +10,6 @@ projection need no copy.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -85,7 +84,7 @@ def _spec(node: Node, operands: Sequence[TensorType]) -> Attention:
     value = None
     if node.op == "attention":
         value = _place(rest.pop(0), value_dim, starts[2])
-    rows, keys = (int(t.shape[-2]) for t in (q, k))  # type: ignore[call-overload]
+    rows, keys = _fixed(q.shape[-2:])[0], _fixed(k.shape[-2:])[0]
     return Attention(
         q.dtype,
         q.shape[0],
@@ -105,7 +104,7 @@ def _spec(node: Node, operands: Sequence[TensorType]) -> Attention:
 
 
 def _place(x: TensorType, dim: int, start: int) -> Place:
-    sizes = [int(d) for d in x.shape[1:]]  # type: ignore[call-overload]
+    sizes = _fixed(x.shape[1:])
     if x.rank == 3:
         rows, features = sizes
         return Place(start, rows * features, dim, features)
@@ -114,11 +113,17 @@ def _place(x: TensorType, dim: int, start: int) -> Place:
 
 
 def _mask_steps(mask: TensorType) -> tuple[int, int, int, int]:
-    found = []
-    for i, extent in enumerate(mask.shape):
-        step = math.prod(int(d) for d in mask.shape[i + 1 :])  # type: ignore[call-overload]
-        found.append(0 if extent == 1 else step)
-    return found[0], found[1], found[2], found[3]
+    heads, rows, keys = _fixed(mask.shape[1:])
+    steps = (heads * rows * keys, rows * keys, keys, 1)
+    batch, head, query, key = (
+        0 if extent == 1 else step for extent, step in zip(mask.shape, steps, strict=True)
+    )
+    return batch, head, query, key
+
+
+def _fixed(shape: Sequence[Extent]) -> list[int]:
+    """Extents that the record's shape rule has found to be numbers."""
+    return [d for d in shape if isinstance(d, int)]
 
 
 class _AttentionWriter:

@@ -46,11 +46,10 @@ def lay_out_attention(graph: Graph, ledger: Ledger | None = None) -> Graph:
         for i in range(count):
             view = _columns(new, operands[i])
             if view is not None:
-                batch, rows, features, starts[i] = view[1:]
+                base, shape, starts[i] = view
                 found[i] = new.add(
-                    "reshape", view[0], name=f"{node.name}_rows", source=node.source,
-                    shape=(batch, rows, features),
-                )  # fmt: skip
+                    "reshape", base, name=f"{node.name}_rows", source=node.source, shape=shape
+                )
         merges = node.op == "attention" and not node.attrs["merged"] and _is_merged(graph, node)
         if found == operands and not merges:
             return None
@@ -90,8 +89,8 @@ def _split_again(new: Graph, node: Node, merged: Value) -> tuple[Value, ...]:
     return (result,)
 
 
-def _columns(graph: Graph, value: Value) -> tuple[Value, Extent, int, int, int] | None:
-    """(base, batch, rows, features, start): the operand (batch, heads, rows, dim) as columns."""
+def _columns(graph: Graph, value: Value) -> tuple[Value, Shape, int] | None:
+    """(base, its shape (batch, rows, features), start) of which the operand is columns."""
     shape = graph.type(value).shape
     if len(shape) != 4:
         return None
@@ -99,7 +98,7 @@ def _columns(graph: Graph, value: Value) -> tuple[Value, Extent, int, int, int] 
         if view.moved:
             features = _features(view, shape, numel(graph.type(view.base).shape))
             if features is not None:
-                return view.base, shape[0], int(shape[2]), features, view.start  # type: ignore[call-overload]
+                return view.base, (shape[0], shape[2], features), view.start
     return None
 
 

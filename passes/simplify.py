@@ -14,10 +14,10 @@ After::
 
 Rules (D401): x * 1, x / 1, x + (-0.0), x - 0.0, x ** 1 -> x; x ** 2 -> square(x); -(-x) -> x;
 relu(relu(x)) -> relu(x), also abs; a cast to its own dtype; reshape of reshape, reshape to the same
-shape; permute of permute, identity permute, a permute after which (or a reshape after a permute
-after which) the elements of a value are in its own order again (a reshape); broadcast_to the same shape or of a broadcast_to; a reduction over dimensions of extent
-one (a reshape); a slice of everything, a pad by nothing, a cat of one; a broadcast_to that feeds an
-elementwise operator which broadcasts anyway.
+shape; permute of permute, identity permute, a permute or reshape behind which the elements of a
+value are in its own order again (a reshape); broadcast_to the same shape or of a broadcast_to; a
+reduction over dimensions of extent one (a reshape); a slice of everything, a pad by nothing, a cat
+of one; a broadcast_to that feeds an elementwise operator which broadcasts anyway.
 
 Skips: x * 0 and x - x (wrong for NaN and infinities); x + 0.0 and 0.0 + x (wrong for -0.0);
 reassociation of sums and products (rounds differently); a broadcast_to that gives the result of an

@@ -1,4 +1,4 @@
-"""Values that are views: elements of another value at even steps, behind reshapes, permutes, slices.
+"""Values that are views: what reshapes, permutes and slices show of another value.
 
     %a: f32[N,6,8] = reshape(%x) {shape=(N,6,8)}
     %b: f32[N,8,6] = permute(%a) {dims=(0,2,1)}
@@ -66,8 +66,8 @@ def through(node: Node, view: View) -> View | None:
     """The result of a node whose operand is ``view``; None if it is no view."""
     if node.op == "permute":
         dims = node.attrs["dims"]
-        shape, strides = ([x[d] for d in dims] for x in (view.shape, view.strides))
-        return View(view.base, tuple(shape), tuple(strides), view.start, True)
+        shape = tuple(view.shape[d] for d in dims)
+        return View(view.base, shape, tuple(view.strides[d] for d in dims), view.start, True)
     if node.op == "reshape":
         found = _reshaped(view.shape, view.strides, node.type.shape)
         if found is None:
@@ -79,7 +79,7 @@ def through(node: Node, view: View) -> View | None:
         return None
     first = view.start + (start * stride if isinstance(stride, int) else 0)
     strides = (*view.strides[:dim], stride * step, *view.strides[dim + 1 :])
-    return View(view.base, node.type.shape, tuple(strides), first, True)
+    return View(view.base, node.type.shape, strides, first, True)
 
 
 def _reshaped(

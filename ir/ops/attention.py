@@ -154,7 +154,8 @@ def _weights(
         if mask is not None:
             p += mask
         if causal:
-            p[..., ~np.tri(*p.shape[2:], dtype=bool)] = -np.inf
+            later = np.arange(p.shape[3]) > np.arange(p.shape[2])[:, None]
+            p[..., later] = -np.inf
         top = np.max(p, axis=3, keepdims=True, initial=-np.inf)
         p -= np.where(top == -np.inf, 0, top)
         np.exp(p, out=p)

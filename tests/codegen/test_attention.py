@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from netwright.codegen.attention import emit_attention
-from netwright.codegen.target import AVX2, AVX512, NEON, Target, host
+from netwright.codegen.target import host
 from netwright.ir.ops.record import all_ops
 from netwright.ir.types import Dim, TensorType, float32
 
