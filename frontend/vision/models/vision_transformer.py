@@ -14,6 +14,7 @@ from ...shaping import cat
 from ...tensor import Tensor
 
 Norm = Callable[[int], nn.Module]
+LAYER_NORM: Norm = partial(nn.LayerNorm, eps=1e-6)
 
 
 class ConvStemConfig(NamedTuple):
@@ -29,6 +30,9 @@ class ConvStemConfig(NamedTuple):
 class MLPBlock(nn.Sequential):
     """Linear, GELU, Linear, each Linear with a dropout behind it or its activation."""
 
+    # Before version 2 the layers were linear_1 and linear_2: so they are in published weights.
+    _version = 2
+
     def __init__(self, in_dim: int, mlp_dim: int, dropout: float) -> None:
         first, second = nn.Linear(in_dim, mlp_dim), nn.Linear(mlp_dim, in_dim)
         super().__init__(first, nn.GELU(), nn.Dropout(dropout), second, nn.Dropout(dropout))
@@ -36,6 +40,13 @@ class MLPBlock(nn.Sequential):
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 nn.init.normal_(layer.bias, std=1e-6)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        for old, new in (("linear_1.", "0."), ("linear_2.", "3.")):
+            for name in ("weight", "bias"):
+                if prefix + old + name in state_dict:
+                    state_dict[prefix + new + name] = state_dict.pop(prefix + old + name)
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
 
 class EncoderBlock(nn.Module):
@@ -48,7 +59,7 @@ class EncoderBlock(nn.Module):
         mlp_dim: int,
         dropout: float,
         attention_dropout: float,
-        norm_layer: Norm = partial(nn.LayerNorm, eps=1e-6),
+        norm_layer: Norm = LAYER_NORM,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -80,7 +91,7 @@ class Encoder(nn.Module):
         mlp_dim: int,
         dropout: float,
         attention_dropout: float,
-        norm_layer: Norm = partial(nn.LayerNorm, eps=1e-6),
+        norm_layer: Norm = LAYER_NORM,
     ) -> None:
         super().__init__()
         self.pos_embedding = nn.Parameter(zeros(1, seq_length, hidden_dim).normal_(std=0.02))
@@ -117,7 +128,7 @@ class VisionTransformer(nn.Module):
         attention_dropout: float = 0.0,
         num_classes: int = 1000,
         representation_size: int | None = None,
-        norm_layer: Norm = partial(nn.LayerNorm, eps=1e-6),
+        norm_layer: Norm = LAYER_NORM,
         conv_stem_configs: Sequence[ConvStemConfig] | None = None,
     ) -> None:
         super().__init__()
