@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..ir.types import DType
 from .brgemm import Tile
 from .emitter import Lane, VectorEmitter, memory_type
-from .loops import Lanes, Position, Row, add_all, fold, sums
+from .loops import STRAIGHT, Lanes, Position, Row, add_all, fold, sums
 from .sizes import plus
 from .text import Function
 
@@ -91,12 +91,14 @@ def softmax_function(
 ) -> Function:
     """``void @symbol(ptr row, i64 length)``: the softmax of a row, in place.
 
-    A row of -inf becomes zeros. ``length`` is the number of columns if it is always the same.
+    A row of -inf becomes zeros. ``length`` is the number of columns if it is always the same; a
+    short row stays in registers then.
     """
     params = [("ptr noalias", "row"), ("i64", "length")]
     f = Function(symbol, params, attributes="noinline nounwind")
     e, scalar = VectorEmitter(f, lanes, dtype), VectorEmitter(f, 1, dtype)
-    row = Row(e, "%length" if length is None else length)
+    short = length is not None and -(-length // lanes) <= STRAIGHT
+    row = Row(e, length if length is not None and short else "%length")
     top = row.greatest(lambda at: row.load(at, "%row", dtype), dtype)
     nothing = scalar.eq(top, scalar.constant(-math.inf, dtype))
     shift = e.splat(scalar.select(nothing, scalar.constant(0, dtype), top).text, dtype)
