@@ -36,6 +36,7 @@ from .passes.fold_constants import fold_constants
 from .passes.fuse_conv_bn_relu import fuse_conv_bn_relu
 from .passes.fuse_elementwise import fuse_elementwise
 from .passes.fuse_reductions import fuse_reductions
+from .passes.lay_out_attention import lay_out_attention
 from .passes.lint import lint
 from .passes.pack_weights import pack_weights
 from .passes.plan_memory import plan_memory
@@ -47,6 +48,7 @@ from .runtime.timed import Recorder
 
 PASSES = (
     "eliminate_redundant_softmax",
+    "lay_out_attention",
     "simplify",
     "fold_constants",
     "eliminate_common_subexpressions",
@@ -193,6 +195,7 @@ def clean(graph: Graph, made: Compilation, options: Options, suffix: str = "") -
     if not options.strict and not suffix and options.enabled("eliminate_redundant_softmax"):
         graph = _run("eliminate_redundant_softmax", eliminate_redundant_softmax, graph, made)
     for name, apply in (
+        ("lay_out_attention", lay_out_attention),
         ("simplify", simplify),
         ("fold_constants", fold_constants),
         ("eliminate_common_subexpressions", eliminate_common_subexpressions),
@@ -207,6 +210,7 @@ def lower(graph: Graph, made: Compilation, options: Options) -> Graph:
     """The passes that choose layouts and form kernels."""
     passes: list[tuple[str, Callable[..., Graph]]] = [
         ("assign_layout", assign_layout),
+        ("simplify", simplify),
         ("fuse_conv_bn_relu", fuse_conv_bn_relu),
         ("fuse_elementwise", fuse_elementwise),
         ("fuse_reductions", fuse_reductions),

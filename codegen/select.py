@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ..ir.graph import Graph, Node
 from ..ir.ops.record import get
+from .attention import emit_attention
 from .convolution import emit_convolution
 from .cross_entropy import emit_cross_entropy
 from .elementwise import emit_elementwise
@@ -40,6 +41,8 @@ def _emit_pack_winograd(node: Node, graph: Graph, target: Target) -> Kernel | No
 
 
 _BY_OP: dict[str, Emit] = {
+    "attention": emit_attention,
+    "attention_weights": emit_attention,
     "cross_entropy": emit_cross_entropy,
     "cross_entropy_grad": emit_cross_entropy,
     "pack_matrix": _emit_pack_matrix,

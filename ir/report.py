@@ -230,11 +230,20 @@ def _conv2d_grad_weight(attrs: Attrs, out: _Sizes, operands: Sequence[_Sizes]) -
     return math.prod(operands[0]) * math.prod(out[1:])
 
 
+def _attention(attrs: Attrs, out: _Sizes, operands: Sequence[_Sizes]) -> int:
+    """Scores, then weights times values; a causal mask saves nothing in this count."""
+    batch, queries, keys = operands[0][0], operands[0][-2], operands[1][-2]
+    dims = attrs["head_dim"] + attrs.get("value_dim", 0)
+    return batch * attrs["heads"] * queries * keys * int(dims)
+
+
 _MULTIPLY_ADDS: dict[str, Callable[[Attrs, _Sizes, Sequence[_Sizes]], int]] = {
     "linear": _per_feature,
     "linear_packed": _per_feature,
     "matmul": _per_feature,
     "matmul_packed": _per_feature,
+    "attention": _attention,
+    "attention_weights": _attention,
     "linear_grad_weight": _linear_grad_weight,
     "conv2d": _conv2d,
     "conv2d_packed": _conv2d_packed,

@@ -14,10 +14,10 @@ After::
 
 Rules (D401): x * 1, x / 1, x + (-0.0), x - 0.0, x ** 1 -> x; x ** 2 -> square(x); -(-x) -> x;
 relu(relu(x)) -> relu(x), also abs; a cast to its own dtype; reshape of reshape, reshape to the same
-shape; permute of permute, identity permute, a permute that moves only dimensions of extent one (a
-reshape); broadcast_to the same shape or of a broadcast_to; a reduction over dimensions of extent
-one (a reshape); a slice of everything, a pad by nothing, a cat of one; a broadcast_to that feeds an
-elementwise operator which broadcasts anyway.
+shape; permute of permute, identity permute, a permute or reshape behind which the elements of a
+value are in its own order again (a reshape); broadcast_to the same shape or of a broadcast_to; a
+reduction over dimensions of extent one (a reshape); a slice of everything, a pad by nothing, a cat
+of one; a broadcast_to that feeds an elementwise operator which broadcasts anyway.
 
 Skips: x * 0 and x - x (wrong for NaN and infinities); x + 0.0 and 0.0 + x (wrong for -0.0);
 reassociation of sums and products (rounds differently); a broadcast_to that gives the result of an
@@ -27,13 +27,14 @@ elementwise operator its shape.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ..errors import NetwrightError
 from ..ir.graph import Graph, Node, Value
 from ..ir.ops.record import get
 from ..ir.types import broadcast_shapes
 from .rewriting import Ledger, add_like, erase_dead, rebuild
+from .views import View, is_dense, through, views
 
 NAME = "simplify"
 MAX_ROUNDS = 100
@@ -138,7 +139,7 @@ def _reshape(new: Graph, node: Node, operands: list[Value]) -> Value | None:
     inner = new.node(x)
     if inner.op == "reshape":
         return _reshaped(new, node, inner.operands[0])
-    return None
+    return _in_place(new, node, [v for v in views(new, x) if v.moved])
 
 
 def _reshaped(new: Graph, node: Node, x: Value) -> Value:
@@ -150,13 +151,25 @@ def _permute(new: Graph, node: Node, operands: list[Value]) -> Value | None:
     dims = node.attrs["dims"]
     if dims == tuple(range(len(dims))):
         return x
+    found = _in_place(new, node, views(new, x))
     inner = new.node(x)
-    if inner.op == "permute":
+    if found is None and inner.op == "permute":
         both = tuple(inner.attrs["dims"][d] for d in dims)
         return add_like(new, node, "permute", [inner.operands[0]], dims=both)[0]
-    shape = new.type(x).shape
-    moved = [d for d in dims if shape[d] != 1]
-    return _reshaped(new, node, x) if moved == sorted(moved) else None
+    return found
+
+
+def _in_place(new: Graph, node: Node, operand: Iterable[View]) -> Value | None:
+    """The value of which a permute or reshape shows all elements in order, in the new shape.
+
+    ``operand`` is the operand as a view of that value.
+    """
+    for view in operand:
+        seen = through(node, view)
+        if seen is not None and is_dense(seen, new.type(view.base).size):
+            same = _same_type(new, node, view.base)
+            return same if same is not None else _reshaped(new, node, view.base)
+    return None
 
 
 def _broadcast_to(new: Graph, node: Node, operands: list[Value]) -> Value | None:

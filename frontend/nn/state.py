@@ -86,7 +86,8 @@ def load(
     unexpected: list[str] = []
     errors: list[str] = []
     metadata = getattr(state_dict, "_metadata", {})
-    _load_tree(module, state_dict, "", metadata, missing, unexpected, errors)
+    # A copy: modules that accept old formats rename entries.
+    _load_tree(module, dict(state_dict), "", metadata, missing, unexpected, errors)
     if strict:
         for title, keys in (("Unexpected", unexpected), ("Missing", missing)):
             if keys:

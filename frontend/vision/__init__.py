@@ -1,7 +1,7 @@
-"""Image datasets and transforms with the interface of ``torchvision``."""
+"""Image datasets, models and transforms with the interface of ``torchvision``."""
 
 from __future__ import annotations
 
-from . import datasets, transforms
+from . import datasets, models, transforms
 
-__all__ = ["datasets", "transforms"]
+__all__ = ["datasets", "models", "transforms"]

@@ -82,6 +82,10 @@ GEOMETRY = {
 }
 IMAGE, WEIGHT, RESULT = (9, 8), (6, 2, 3, 3), (5, 6)  # (9 + 2 - 3) // 2 + 1, 8 + 2 - 5 + 1
 WORK = 6 * 5 * 6 * 2 * 3 * 3
+ATTENTION = {
+    "heads": 3, "head_dim": 4, "value_dim": 2, "starts": (0, 12, 18), "scale": 0.5, "causal": False,
+    "merged": True,
+}  # fmt: skip
 CASES = [
     ("linear", [(5, 7), (3, 7)], {}, 5 * 3 * 7),
     ("linear", [(2, 5, 7), (3, 7), (3,)], {}, 2 * 5 * 3 * 7),
@@ -104,6 +108,13 @@ CASES = [
         [(1, *RESULT, 6), (1, *IMAGE, 4)],
         {**GEOMETRY, "layout": "NHWC", "kernel_size": (3, 3)},
         WORK,
+    ),
+    ("attention", [(2, 5, 24), (2, 7, 24), (2, 7, 24)], ATTENTION, 2 * 3 * 5 * 7 * (4 + 2)),
+    (
+        "attention_weights",
+        [(2, 3, 5, 4), (2, 3, 7, 4)],
+        {"heads": 3, "head_dim": 4, "starts": (0, 0), "scale": 0.5, "causal": True},
+        2 * 3 * 5 * 7 * 4,
     ),
     ("relu", [(5, 7)], {}, 0),
     ("softmax", [(5, 7)], {"dim": 1}, 0),

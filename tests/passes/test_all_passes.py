@@ -18,6 +18,7 @@ from netwright.passes.fold_constants import fold_constants
 from netwright.passes.fuse_conv_bn_relu import fuse_conv_bn_relu
 from netwright.passes.fuse_elementwise import fuse_elementwise
 from netwright.passes.fuse_reductions import fuse_reductions
+from netwright.passes.lay_out_attention import lay_out_attention
 from netwright.passes.pack_weights import pack_weights
 from netwright.passes.rewriting import Ledger
 from netwright.passes.simplify import simplify
@@ -31,6 +32,7 @@ def _pack(graph: Graph, ledger: Ledger) -> Graph:
 
 PASSES: dict[str, Pass] = {
     "eliminate_redundant_softmax": eliminate_redundant_softmax,
+    "lay_out_attention": lay_out_attention,
     "simplify": simplify,
     "fold_constants": fold_constants,
     "eliminate_common_subexpressions": eliminate_common_subexpressions,

@@ -16,6 +16,7 @@ from .activation import (
     softplus,
     tanh,
 )
+from .attention import scaled_dot_product_attention
 from .classification import cross_entropy, nll_loss
 from .dropout import dropout, dropout2d
 from .embedding import embedding, one_hot
@@ -61,6 +62,7 @@ __all__ = [
     "pad",
     "relu",
     "relu6",
+    "scaled_dot_product_attention",
     "sigmoid",
     "silu",
     "smooth_l1_loss",

@@ -1,0 +1,125 @@
+"""The scores of attention: what becomes of a tile of them, and the softmax of a row."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..ir.types import DType
+from .brgemm import Tile
+from .emitter import Lane, VectorEmitter, memory_type
+from .loops import STRAIGHT, Lanes, Position, Row, add_all, fold, sums
+from .sizes import plus
+from .text import Function
+
+
+@dataclass(frozen=True)
+class ScoreEpilogue:
+    """Scales a tile of scores, adds the mask, hides later keys, and stores the tile.
+
+    ``mask`` has the steps of query and key in the mask. ``dense``: nothing may be written behind
+    the last column of a row.
+    """
+
+    scale: float
+    mask: tuple[int, int] | None
+    causal: bool
+    dense: bool
+
+    def params(self) -> list[tuple[str, str]]:
+        """``ahead`` is the number of the first query less that of the first key."""
+        params = [("ptr noalias", "c")]
+        if self.mask is not None:
+            params.append(("ptr noalias readonly", "mask"))
+        if self.causal:
+            params.append(("i64", "ahead"))
+        return params
+
+    def initial(self, e: VectorEmitter, tile: Tile) -> list[Lane | None]:
+        return [None] * tile.vectors
+
+    def finish(self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]) -> None:
+        kind = memory_type(tile.dtype)
+        scale = e.constant(self.scale, tile.dtype)
+        for i, row in enumerate(values):
+            for j, value in enumerate(row):
+                if self.mask is not None:
+                    value = e.fma(value, scale, self._mask(e, tile, i, j))
+                elif self.scale != 1:
+                    value = e.mul(value, scale)
+                if self.causal:
+                    value = self._visible(e, tile, i, j, value)
+                at = e.fn.element("%c", kind, tile.c_rows[i] + j * tile.lanes)
+                active = tile.active(j) if self.dense else None
+                if active is None:
+                    e.store(value, at)
+                else:
+                    e.store_masked(value, at, active)
+
+    def _mask(self, e: VectorEmitter, tile: Tile, row: int, vector: int) -> Lane:
+        assert self.mask is not None
+        query, key = self.mask
+        at = row * query + vector * tile.lanes * key
+        address = e.fn.element("%mask", memory_type(tile.dtype), at)
+        active = tile.active(vector)
+        if not key:
+            return e.load_splat(address, tile.dtype)
+        if active is None:
+            return e.load(address, tile.dtype)
+        return e.load_masked(address, tile.dtype, active)
+
+    def _visible(self, e: VectorEmitter, tile: Tile, row: int, vector: int, value: Lane) -> Lane:
+        """The scores of keys up to the query's own number; -inf for later ones."""
+        f, lanes = e.fn, tile.lanes
+        last = plus(f, "%ahead", row - vector * lanes)
+        kind, flags = e.type(tile.dtype), f"<{lanes} x i1>"
+        hidden = e.constant(-math.inf, tile.dtype).text
+        if lanes == 1:
+            seen, flags = f.emit(f"icmp sge i64 {last}, 0"), "i1"
+        else:
+            numbers = f"<{lanes} x i32>"
+            word = f.splat(numbers, f.emit(f"trunc i64 {last} to i32"))
+            iota = "<" + ", ".join(f"i32 {k}" for k in range(lanes)) + ">"
+            seen = f.emit(f"icmp sge {numbers} {word}, {iota}")
+        return Lane(
+            f.emit(f"select {flags} {seen}, {kind} {value.text}, {kind} {hidden}"), tile.dtype
+        )
+
+
+def softmax_function(
+    symbol: str, dtype: DType, lanes: int, length: int | None, registers: int
+) -> Function:
+    """``void @symbol(ptr row, i64 length)``: the softmax of a row, in place.
+
+    A row of -inf becomes zeros. ``length`` is the number of columns if it is always the same; a
+    short row stays in registers then.
+    """
+    params = [("ptr noalias", "row"), ("i64", "length")]
+    f = Function(symbol, params, attributes="noinline nounwind")
+    e, scalar = VectorEmitter(f, lanes, dtype), VectorEmitter(f, 1, dtype)
+    short = length is not None and -(-length // lanes) <= STRAIGHT
+    row = Row(e, length if length is not None and short else "%length")
+    top = row.greatest(lambda at: row.load(at, "%row", dtype), dtype)
+    nothing = scalar.eq(top, scalar.constant(-math.inf, dtype))
+    shift = e.splat(scalar.select(nothing, scalar.constant(0, dtype), top).text, dtype)
+
+    def term(at: Position, acc: Lanes) -> Lanes:
+        p = e.exp(e.sub(row.load(at, "%row", dtype), shift))
+        row.keep(at, p, "%row")
+        return (e.add(acc[0], at.only(p)),)
+
+    # More exponentials at a time need more registers for constants and values than there are.
+    unroll = 4 if registers >= 32 and lanes * dtype.itemsize >= 64 else 1 if registers < 32 else 2
+    found = sums(e, row.length, term, [e.constant(0, dtype)], unroll=unroll)
+    (total,) = fold(e, found, add_all)
+    one = scalar.constant(1, total.dtype)
+    empty = scalar.eq(total, scalar.constant(0, total.dtype))
+    inverse = scalar.div(one, scalar.select(empty, one, total))
+    factor = e.splat(scalar.cast(inverse, dtype).text, dtype)
+
+    def normalize(at: Position, acc: Lanes) -> Lanes:
+        at.store(e.mul(row.load(at, "%row", dtype), factor), "%row")
+        return ()
+
+    row.sweep(normalize)
+    return f
