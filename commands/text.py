@@ -1,7 +1,8 @@
-"""Text for people: aligned tables, and warnings without source lines."""
+"""Text for people: aligned tables, warnings without source lines; and numbers from people."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,16 @@ def size_text(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} GiB"
+
+
+def counts(text: str) -> list[int]:
+    """Reads ``1,64`` as an option's value; ArgumentTypeError for anything else."""
+    parts = text.split(",")
+    if not all(p.isascii() and p.isdecimal() and int(p) > 0 for p in parts):
+        raise argparse.ArgumentTypeError(
+            f"expected numbers of at least 1 joined by commas, such as 1,64; got {text!r}"
+        )
+    return [int(p) for p in parts]
 
 
 @contextmanager
