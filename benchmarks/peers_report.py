@@ -82,7 +82,8 @@ def _ms(found: dict[str, Any]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Bars of each peer's time as a multiple of netwright's, with the quartiles of the peer."""
+    """Bars of each peer's time as a multiple of netwright's, with the quartiles of the peer; a bar
+    to the right says that the peer is slower."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -111,8 +112,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             )
             axes.barh(
                 [place + 0.4 - height * (i + 0.5) for place, _ in shown],
-                median,
+                median - 1,
                 height,
+                left=1,
                 xerr=[np.maximum(median - q1, 0), np.maximum(q3 - median, 0)],
                 color=_COLORS[name],
                 label=PEERS[name].title,
@@ -123,7 +125,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
         axes.set_yticks(places, [f"{r['model']}\nbatch {r['batch']}" for r in group], fontsize=7)
         axes.set_title(threads_text(threads))
-        axes.set_xlabel("time as a multiple of netwright's (above 1: slower than netwright)")
+        axes.set_xlabel("time / netwright's time")
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=max(len(peers), 1), frameon=False)
     figure.suptitle(rows[0]["settings"]["cpu"] + ", float32, medians of interleaved rounds")
