@@ -86,13 +86,21 @@ MODELS = (
 )
 
 
-def prepared(model: nn.Module) -> nn.Module:
-    """The model in eval mode, with BatchNorm statistics that make a difference to the outputs."""
-    for name, buffer in model.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.copy_(nw.randn(*buffer.shape) * 0.1)
-        elif name.endswith("running_var"):
-            buffer.copy_(nw.rand(*buffer.shape) + 0.5)
+def prepared(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """The model in eval mode, with the BatchNorm statistics of two random samples.
+
+    With the statistics of a new layer, which do not normalise anything, the values of a deep
+    network vanish or explode, and neither errors nor times would be those of a trained one.
+    """
+    norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    if norms:
+        momenta = [m.momentum for m in norms]
+        for m in norms:
+            m.momentum = 1.0
+        with nw.no_grad():
+            model.train()(nw.randn(2, *shape))
+        for m, momentum in zip(norms, momenta, strict=True):
+            m.momentum = momentum
     return model.eval()
 
 
@@ -144,7 +152,7 @@ def run(options: argparse.Namespace, models: tuple[Model, ...] = MODELS) -> bool
             continue
         nw.manual_seed(0)
         try:
-            model = prepared(entry.make())
+            model = prepared(entry.make(), entry.shape)
         except MissingModel as error:
             print(f"{entry.name}: skipped, {error}", file=sys.stderr)
             continue

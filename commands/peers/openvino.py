@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import openvino
 
-from ...frontend.trace import Traced
 from ...bridge.onnx import convert
+from ...frontend.trace import Traced
 from .peer import Ready
 
 

@@ -1,4 +1,4 @@
-"""``netwright bench --peers``: every runtime's outputs first, then the times of those that agree."""
+"""``netwright bench --peers``: outputs first, then the times of the runtimes that agree."""
 
 from __future__ import annotations
 
