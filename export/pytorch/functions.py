@@ -2,7 +2,9 @@
 
 A function is what a PyTorch user would write: one call of ``torch`` or ``torch.nn.functional`` as
 far as there is one. To add an operator, add an entry or a function with ``@operator("name")``.
-Inputs are tensors, or numbers where the graph has a constant or the batch size.
+Inputs are tensors, or numbers where the graph has a constant or the batch size. While a module is
+built they are fx proxies, which have no shape: a function that needs one is registered with
+``types=True`` and gets the operands' IR types.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 
 from ...errors import UnsupportedError
 from ...ir.ops.spatial import Padding
+from ...ir.types import TensorType, shape_at
 
 Pair = tuple[int, int]
 Function = Callable[..., Any]
@@ -95,11 +98,17 @@ FUNCTIONS: dict[str, Function] = {
 }
 
 
-def operator(op: str) -> Callable[[Function], Function]:
+TYPED: set[str] = set()
+"""Operators whose function has a keyword ``types``: a tuple of the operands' IR types."""
+
+
+def operator(op: str, types: bool = False) -> Callable[[Function], Function]:
     """Registers a function as the meaning of an IR operator."""
 
     def register(function: Function) -> Function:
         FUNCTIONS[op] = function
+        if types:
+            TYPED.add(op)
         return function
 
     return register
@@ -236,7 +245,9 @@ def _batch_norm(
     return y.movedim(1, channel_dim)
 
 
-@operator("layer_norm")
-def _layer_norm(x: Any, w: Any = None, b: Any = None, *, ndim: int, eps: float) -> Any:
+@operator("layer_norm", types=True)
+def _layer_norm(
+    x: Any, w: Any = None, b: Any = None, *, ndim: int, eps: float, types: tuple[TensorType, ...]
+) -> Any:
     """The first result alone: mean and rstd are there for the gradient."""
-    return F.layer_norm(x, x.shape[-ndim:], w, b, eps)
+    return F.layer_norm(x, shape_at(types[0].shape[-ndim:], 1), w, b, eps)

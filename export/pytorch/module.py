@@ -18,7 +18,7 @@ from ...frontend.trace import Traced
 from ...ir.graph import SOURCE_OPS, Graph, Node, Value
 from ...ir.types import Dim, float32
 from ...passes.eliminate_dead_code import eliminate_dead_code
-from .functions import FUNCTIONS
+from .functions import FUNCTIONS, TYPED
 
 _TAKE_NUMBERS = ("add", "sub", "mul", "div", "pow", "eq", "ne", "lt", "le", "gt", "ge")
 """Operators in which a user would write a constant as a number."""
@@ -74,6 +74,8 @@ class _Converter:
             for v, n in zip(node.operands, numbers, strict=True)
         ]
         attrs = {k: self._attribute(node, k, v) for k, v in node.attrs.items()}
+        if node.op in TYPED:
+            attrs["types"] = tuple(self.graph.type(v) for v in node.operands)
         try:
             return FUNCTIONS[node.op](*operands, **attrs)
         except UnsupportedError as error:
