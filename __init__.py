@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from . import errors
+from .bridge import onnx
 from .errors import LintWarning
 from .frontend import *  # noqa: F403
 from .frontend import __all__ as _frontend_names
@@ -32,6 +33,7 @@ __all__ = [
     "ir",
     "load",
     "nn",
+    "onnx",
     "optim",
     "save",
     "set_num_threads",
@@ -45,6 +47,7 @@ for _name, _module in list(sys.modules.items()):
         _private = f"{__name__}.frontend.{_public}"
         if _name == _private or _name.startswith(_private + "."):
             sys.modules.setdefault(f"{__name__}.{_public}{_name[len(_private) :]}", _module)
+sys.modules.setdefault(f"{__name__}.onnx", onnx)
 
 
 def __getattr__(name: str) -> Any:

@@ -21,13 +21,6 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def environment() -> dict[str, Any]:
     """Machine, versions and commit."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     target = host()
     return {
         "cpu": probe.cpu_model(),
@@ -45,8 +38,25 @@ def environment() -> dict[str, Any]:
         "blas": blas(),
         "llvmlite": llvmlite.__version__,
         "networkx": networkx.__version__,
-        "commit": found.stdout.strip() or "unknown",
+        "commit": commit(),
     }
+
+
+def commit() -> str:
+    """The commit that is checked out, with ``-dirty`` if files differ from it; results, which the
+    benchmarks write while they run, do not count."""
+    name = _git("rev-parse", "--short", "HEAD")
+    changed = _git(
+        "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)benchmarks/results"
+    )
+    return f"{name or 'unknown'}{'-dirty' if changed else ''}"
+
+
+def _git(*arguments: str) -> str:
+    found = subprocess.run(
+        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip()
 
 
 def blas() -> str:

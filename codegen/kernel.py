@@ -90,7 +90,7 @@ def assembled(
         scratch_bytes,
         flops,
         bytes,
-        tuple((f.name, f.render()) for f in functions if f.shared),
+        tuple({f.name: f.render() for f in functions if f.shared}.items()),
     )
 
 

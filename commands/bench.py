@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..ir.columns import aligned
 from . import losses, model_file, model_inputs, timing
-from .failure import Failure, require_compiler, user_code
+from .failure import Failure, Misuse, require_compiler, user_code
+from .peers import command as peers
 
 if TYPE_CHECKING:
     from ..frontend.nn.module import Module
@@ -28,14 +29,16 @@ def add(subparsers: Any) -> None:
     """Declares the command."""
     parser = subparsers.add_parser(
         "bench",
-        help="time a model compiled and eager",
+        help="time a model compiled and eager, or beside other runtimes",
         description="Compares the results of a compiled model with those of eager execution (one "
-        "numpy call per operator) and, if they agree, times both, interleaved.",
+        "numpy call per operator), or with --peers those of other runtimes, and, if they agree, "
+        "times them, interleaved.",
     )
     model_file.add_argument(parser)
     model_inputs.add_argument(parser)
     model_inputs.add_batches_argument(parser)
     losses.add_argument(parser, "time training steps (SGD with momentum), too, with this loss")
+    peers.add_arguments(parser)
     timing.add_argument(parser, 3.0)
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.set_defaults(run=run)
@@ -44,12 +47,17 @@ def add(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Compares, times and prints."""
     require_compiler()
-    result = measure(options)
+    batches = options.batches or [model_inputs.batch_of(options.inputs)]
+    if options.peers is not None:
+        return peers.run(options, batches)
+    if options.threads is not None:
+        raise Misuse("--threads goes with --peers; NETWRIGHT_NUM_THREADS sets netwright's own")
+    result = measure(options, batches)
     print(json.dumps(result, indent=1) if options.json else report(result))
     return 0
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
+def measure(options: argparse.Namespace, batches: list[int]) -> dict[str, Any]:
     """Everything that ``--json`` prints."""
     from ..bridge.compile import compile as compile_model
     from ..codegen.target import host
@@ -80,7 +88,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         )
 
     with user_code(options.model, file):
-        for batch in options.batches or [model_inputs.batch_of(options.inputs)]:
+        for batch in batches:
             inputs = model_inputs.make_inputs(model_inputs.with_batch(options.inputs, batch))
             add_row("inference", batch, compare_inference(model, compiled, inputs, options.seconds))
             if not phases:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..ir.types import DTYPES, DType, float32
+from .text import counts
 
 if TYPE_CHECKING:
     from ..frontend.tensor import Tensor
@@ -72,19 +73,10 @@ def add_batches_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch",
         dest="batches",
-        type=_batches,
+        type=counts,
         metavar="N[,N...]",
         help="batch sizes to time instead of that of --input, such as 1,64",
     )
-
-
-def _batches(text: str) -> list[int]:
-    parts = text.split(",")
-    if not all(p.isascii() and p.isdecimal() and int(p) > 0 for p in parts):
-        raise argparse.ArgumentTypeError(
-            f"expected batch sizes of at least 1 joined by commas, such as 1,64; got {text!r}"
-        )
-    return [int(p) for p in parts]
 
 
 def make_inputs(specs: Sequence[InputSpec], seed: int = 0) -> list[Tensor]:

@@ -1,7 +1,8 @@
-"""Warnings as lines for people, without source lines."""
+"""Warnings as lines for people, without source lines; and numbers from people."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 import warnings
 from collections.abc import Iterator
@@ -9,6 +10,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import LintWarning
+
+
+def counts(text: str) -> list[int]:
+    """Reads ``1,64`` as an option's value; ArgumentTypeError for anything else."""
+    parts = text.split(",")
+    if not all(p.isascii() and p.isdecimal() and int(p) > 0 for p in parts):
+        raise argparse.ArgumentTypeError(
+            f"expected numbers of at least 1 joined by commas, such as 1,64; got {text!r}"
+        )
+    return [int(p) for p in parts]
 
 
 @contextmanager

@@ -65,10 +65,15 @@ class Times:
         }
 
 
-def interleave(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, Times]:
+def interleave(
+    calls: Mapping[str, Callable[[], Any]],
+    seconds: float,
+    progress: Callable[[float], None] | None = None,
+) -> dict[str, Times]:
     """Times several calls in turn for about ``seconds`` together, each at least five times.
 
     A turn repeats a call for about a tenth of a second, but not longer than its share.
+    ``progress`` is told before each round which share of the time has passed.
     """
     turn = min(_ROUND_SECONDS, seconds / len(calls) / _MIN_ROUNDS)
     repeats = {}
@@ -77,9 +82,11 @@ def interleave(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[s
             call()
         repeats[name] = max(1, int(turn / max(_once(call), 1e-7)))
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds
+    start = time.perf_counter()
     rounds = 0
-    while rounds < _MIN_ROUNDS or time.perf_counter() < end:
+    while rounds < _MIN_ROUNDS or time.perf_counter() < start + seconds:
+        if progress is not None:
+            progress(min((time.perf_counter() - start) / seconds, rounds / _MIN_ROUNDS, 1.0))
         rounds += 1
         for name, call in calls.items():
             time.sleep(_PAUSE_SECONDS)

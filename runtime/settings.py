@@ -77,6 +77,18 @@ def set_num_threads(n: int | None) -> None:
     _num_threads = number
 
 
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Sets the number of threads for a while; errors as in `set_num_threads`."""
+    global _num_threads
+    before = _num_threads
+    set_num_threads(n)
+    try:
+        yield
+    finally:
+        _num_threads = before
+
+
 def available_cpus() -> int:
     """CPUs that this process may use: the affinity mask and the cgroup's quota, rounded up."""
     masked = hasattr(os, "sched_getaffinity")

@@ -13,6 +13,7 @@ ALLOWED = {
     "ir": {"ir", "errors"},
     "frontend": {"frontend", "ir", "errors"},
     "passes": {"passes", "ir", "errors"},
+    "export": {"export", "frontend", "passes", "ir", "errors"},
     "codegen": {"codegen", "ir", "errors"},
     "runtime": {"runtime", "codegen", "ir", "errors"},
 }

@@ -35,7 +35,7 @@ def _adaptive_avg_pool2d_grad_infer(
     return x
 
 
-def _adaptive_windows(size: int, out: int) -> list[slice]:
+def adaptive_windows(size: int, out: int) -> list[slice]:
     """Window i is [floor(i * size / out), ceil((i + 1) * size / out)), as in PyTorch."""
     return [slice(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
 
@@ -46,10 +46,10 @@ def _adaptive_avg_pool2d(x: np.ndarray, *, output_size: Pair, layout: str) -> np
     rows = np.empty((n, c, output_size[0], width), x.dtype)
     y = np.empty((n, c, *output_size), x.dtype)
     with np.errstate(all="ignore"):
-        for i, window in enumerate(_adaptive_windows(height, output_size[0])):
+        for i, window in enumerate(adaptive_windows(height, output_size[0])):
             np.sum(images[:, :, window], axis=2, out=rows[:, :, i])
             rows[:, :, i] /= window.stop - window.start
-        for i, window in enumerate(_adaptive_windows(width, output_size[1])):
+        for i, window in enumerate(adaptive_windows(width, output_size[1])):
             np.sum(rows[..., window], axis=3, out=y[..., i])
             y[..., i] /= window.stop - window.start
     return from_nchw(y, layout)
@@ -63,9 +63,9 @@ def _adaptive_avg_pool2d_grad(
     columns = np.zeros((n, c, output_size[0], size[1]), g.dtype)
     dx = np.zeros((n, c, *size), g.dtype)
     with np.errstate(all="ignore"):
-        for i, window in enumerate(_adaptive_windows(size[1], output_size[1])):
+        for i, window in enumerate(adaptive_windows(size[1], output_size[1])):
             columns[..., window] += gradient[..., i, None] / (window.stop - window.start)
-        for i, window in enumerate(_adaptive_windows(size[0], output_size[0])):
+        for i, window in enumerate(adaptive_windows(size[0], output_size[0])):
             dx[:, :, window] += columns[:, :, i, None] / (window.stop - window.start)
     return from_nchw(dx, layout)
 

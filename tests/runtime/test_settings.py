@@ -43,6 +43,18 @@ def test_omp_num_threads_limits_and_our_variable_overrides(monkeypatch):
     assert settings.num_threads() == 7
 
 
+def test_threads_for_a_while_go_back_to_what_was_set_and_to_nothing(monkeypatch):
+    with settings.threads(3):
+        assert settings.num_threads() == 3
+    monkeypatch.setenv("NETWRIGHT_NUM_THREADS", "7")
+    assert settings.num_threads() == 7
+    with settings.threads(3), settings.threads(2):
+        assert settings.num_threads() == 2
+    with pytest.raises(ValueError, match="1 to"), settings.threads(0):
+        pass
+    assert settings.num_threads() == 7
+
+
 @pytest.mark.parametrize("text", ["", "many", "0", "-1"])
 def test_nonsense_in_omp_num_threads_is_not_ours_to_report(monkeypatch, text):
     monkeypatch.setenv("OMP_NUM_THREADS", text)

@@ -1,0 +1,1 @@
+"""Other runtimes that run the same model beside netwright: ``netwright bench --peers``."""

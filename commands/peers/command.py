@@ -1,0 +1,179 @@
+"""``netwright bench --peers``: a user's model in netwright and in other runtimes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from ...ir.columns import aligned
+from ...runtime import settings
+from .. import model_file, model_inputs
+from ..failure import Failure, Misuse, user_code
+from ..progress import Progress
+from ..text import counts
+from .contest import NETWRIGHT, contest
+from .peer import PEERS, versions
+
+_HEADER = ("runtime", "median ms", "q1", "q3", "x netwright", "error", "set-up s")
+
+
+def parse_peers(text: str) -> list[str]:
+    """Reads ``torch,ort``; nothing means all. ArgumentTypeError for an unknown name."""
+    names = text.split(",") if text else list(PEERS)
+    unknown = sorted(set(names) - set(PEERS))
+    if unknown:
+        raise argparse.ArgumentTypeError(
+            f"unknown peer {', '.join(map(repr, unknown))}; the peers are {', '.join(PEERS)}"
+        )
+    return names
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--peers`` and ``--threads``."""
+    parser.add_argument(
+        "--peers",
+        nargs="?",
+        const=list(PEERS),
+        type=parse_peers,
+        metavar="NAME[,NAME...]",
+        help="compare with other runtimes instead of with eager execution, inference only: all "
+        f"that are installed, or those named, of {', '.join(PEERS)}",
+    )
+    parser.add_argument(
+        "--threads",
+        type=counts,
+        metavar="N[,N...]",
+        help="with --peers: threads of every runtime, such as 1,2 (default: netwright's own)",
+    )
+
+
+def run(options: argparse.Namespace, batches: list[int]) -> int:
+    """Compares, times and prints."""
+    if options.loss:
+        raise Misuse("--loss: the peers are compared in inference only; leave --loss or --peers")
+    threads = options.threads or [settings.num_threads()]
+    result = measure(options, batches, threads)
+    print(json.dumps(result, indent=1) if options.json else report(result))
+    return 0
+
+
+def measure(
+    options: argparse.Namespace, batches: list[int], threads: list[int]
+) -> dict[str, Any]:
+    """Everything that ``--json`` prints."""
+    from ...bridge.compile import compile as compile_model
+    from ...codegen.target import host
+    from ...runtime import probe
+    from ..machine import isa_name
+
+    if not any(PEERS[name].version() for name in options.peers):
+        wanted = ", ".join(PEERS[name].title for name in options.peers)
+        raise Failure(
+            f"none of {wanted} is installed; pip install 'netwright[bench]' brings ONNX Runtime "
+            "and OpenVINO, 'netwright[torch]' PyTorch"
+        )
+    model, file = model_file.load_model(options.model)
+    compiled = compile_model(model.eval())
+    rows = []
+    with user_code(options.model, file):
+        for batch in batches:
+            specs = model_inputs.with_batch(options.inputs, batch)
+            inputs = model_inputs.make_inputs(specs)
+            for count in threads:
+                label = f"batch {batch}, {threads_text(count)}:"
+                with Display(label) as display:
+                    row = contest(
+                        compiled, inputs, options.peers, count, options.seconds, display.say
+                    )
+                    display.result = verdict(row)
+                rows.append({"batch": batch, **row})
+    return {
+        "model": options.model,
+        "inputs": [str(spec) for spec in options.inputs],
+        "cpu": probe.cpu_model(),
+        "isa": isa_name(host()),
+        "versions": versions(),
+        "fallbacks": compiled.fallbacks,
+        "rows": rows,
+    }
+
+
+class Display:
+    """Shows a contest's progress on stderr; ``result`` is the line that remains of it."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._bar: Progress | None = None
+        self.result = "failed"
+
+    def __enter__(self) -> Display:
+        return self
+
+    def say(self, step: int, total: int, text: str) -> None:
+        """Tells the user what happens now."""
+        if self._bar is None:
+            self._bar = Progress(self._label, total)
+        self._bar.update(step, text)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.done(self.result)
+
+
+def threads_text(threads: int) -> str:
+    """``2 threads``."""
+    return f"{threads} thread{'s' if threads > 1 else ''}"
+
+
+def verdict(row: dict[str, Any]) -> str:
+    """One line about a row."""
+    ours = f"netwright {row[NETWRIGHT]['median_ms']:.3f} ms"
+    if row["fastest_peer"] is None:
+        return f"{ours}; no peer ran"
+    peer = row["peers"][row["fastest_peer"]]
+    title = PEERS[row["fastest_peer"]].title
+    return f"{ours}, {title} {peer['median_ms']:.3f} ms: {row['ratio']:.2f}x"
+
+
+def report(result: dict[str, Any]) -> str:
+    """The result for people."""
+    lines = [
+        f"{result['model']}  input {', '.join(result['inputs'])}",
+        f"{result['cpu']}, {result['isa']}",
+        ", ".join(f"{name} {version}" for name, version in result["versions"].items()),
+    ]
+    if result["fallbacks"]:
+        lines.append(f"{result['fallbacks']} operators run through numpy (no native kernel yet)")
+    for row in result["rows"]:
+        peak = row["peak_gflops"]
+        lines += [
+            "",
+            f"batch {row['batch']}, {threads_text(row['threads'])}; errors against "
+            f"{row['reference']}; FMA peak {peak['before']:.0f} GFLOP/s before, "
+            f"{peak['after']:.0f} after",
+            row_table(row),
+        ]
+    return "\n".join(lines)
+
+
+def row_table(row: dict[str, Any]) -> str:
+    """The runtimes of one row."""
+    ours = row[NETWRIGHT]["median_ms"]
+    lines: list[tuple[str, ...]] = [_HEADER]
+    failures = []
+    for name, found in {NETWRIGHT: row[NETWRIGHT], **row["peers"]}.items():
+        title = PEERS[name].title if name in PEERS else name
+        if "failed" in found:
+            failures.append(f"{title} failed: {found['failed']}")
+            continue
+        lines.append(
+            (
+                title,
+                *(f"{found[k]:.3f}" for k in ("median_ms", "q1_ms", "q3_ms")),
+                f"{found['median_ms'] / ours:.2f}x",
+                f"{found['error']:.1e}",
+                f"{found['set_up_s']:.1f}",
+            )
+        )
+    return "\n".join([aligned(lines, right=range(1, len(_HEADER))), *failures])
