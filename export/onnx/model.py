@@ -10,7 +10,7 @@ from ...frontend.trace import Traced
 from ...ir.graph import Node, Value
 from ...ir.types import TensorType
 from ...passes.eliminate_dead_code import eliminate_dead_code
-from . import elementwise, rows, shape, spatial
+from . import attention, elementwise, rows, shape, spatial
 from .builder import OnnxBuilder, element_type
 from .rules import RULES
 
@@ -18,7 +18,7 @@ OPSET = 20
 """The version of ONNX's operator set that models are written in."""
 
 # Importing a file of rules fills the table.
-_RULE_FILES = (elementwise, rows, shape, spatial)
+_RULE_FILES = (attention, elementwise, rows, shape, spatial)
 
 
 def build(traced: Traced) -> onnx.ModelProto:

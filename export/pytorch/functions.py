@@ -251,3 +251,60 @@ def _layer_norm(
 ) -> Any:
     """The first result alone: mean and rstd are there for the gradient."""
     return F.layer_norm(x, shape_at(types[0].shape[-ndim:], 1), w, b, eps)
+
+
+# -- attention ------------------------------------------------------------------------------------
+
+
+def _heads(x: Any, kind: TensorType, heads: int, dim: int, start: int) -> Any:
+    """An operand as (batch, heads, rows, dim); of columns, if it is not so already."""
+    if kind.rank == 4:
+        return x
+    return x[:, :, start : start + heads * dim].unflatten(2, (heads, dim)).transpose(1, 2)
+
+
+@operator("attention", types=True)
+def _attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any = None,
+    *,
+    heads: int,
+    head_dim: int,
+    value_dim: int,
+    starts: tuple[int, int, int],
+    scale: float,
+    causal: bool,
+    merged: bool,
+    types: tuple[TensorType, ...],
+) -> Any:
+    q = _heads(q, types[0], heads, head_dim, starts[0])
+    k = _heads(k, types[1], heads, head_dim, starts[1])
+    v = _heads(v, types[2], heads, value_dim, starts[2])
+    y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
+    return y.transpose(1, 2).flatten(2) if merged else y
+
+
+@operator("attention_weights", types=True)
+def _attention_weights(
+    q: Any,
+    k: Any,
+    mask: Any = None,
+    *,
+    heads: int,
+    head_dim: int,
+    starts: tuple[int, int],
+    scale: float,
+    causal: bool,
+    types: tuple[TensorType, ...],
+) -> Any:
+    q = _heads(q, types[0], heads, head_dim, starts[0])
+    k = _heads(k, types[1], heads, head_dim, starts[1])
+    scores = q @ k.transpose(2, 3) * scale
+    if mask is not None:
+        scores = scores + mask
+    if causal:
+        later = torch.ones_like(scores, dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(later, -torch.inf)
+    return F.softmax(scores, dim=-1).nan_to_num(0.0)
