@@ -19,7 +19,7 @@ from .codegen.program import emit_program
 from .codegen.target import Target, host
 from .codegen.timed_program import emit_timed
 from .errors import LintWarning, NetwrightError
-from .frontend import dispatch
+from .frontend import dispatch, tree
 from .frontend import trace as tracing
 from .frontend.nn.module import Module
 from .ir.graph import Graph
@@ -66,15 +66,26 @@ PHASES = ("trace", "passes", "plan", "emit", "llvm", "cache", "link")
 looks for it on disk and stores it, ``link`` loads it and lays out tables and memory."""
 
 
+ACCURACIES = {"standard": (2,), "relaxed": (4, 2)}
+"""The tiles of Winograd's algorithm that may be used, preferred first: those of 4 x 4 outputs have
+errors some ten times those of the direct sum."""
+
+
 @dataclass(frozen=True)
 class Options:
     """What a user may choose; ``passes`` switches single passes off by name."""
 
     strict: bool = False
     dynamic: bool = True
+    tune: bool = False
+    accuracy: str = "standard"
     passes: Mapping[str, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.accuracy not in ACCURACIES:
+            raise ValueError(
+                f"compile(): accuracy={self.accuracy!r} is not one of {', '.join(ACCURACIES)}"
+            )
         unknown = sorted(set(self.passes) - set(PASSES))
         if unknown:
             raise ValueError(
@@ -92,6 +103,7 @@ class Compilation:
     """Everything that was made for one mode and one kind of input: graphs of all stages, what the
     passes did, the plan, the executable, and where the time went.
 
+    batch: the batch size of the call that it was made for.
     seconds: by phase, in order (PHASES); pass_seconds: the phase ``passes`` by stage; recorders:
     what times the kernels of an executable, once somebody has asked for it.
     """
@@ -99,6 +111,7 @@ class Compilation:
     traced: tracing.Traced
     stages: dict[str, Graph]
     ledger: Ledger
+    batch: int = 1
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     pass_seconds: dict[str, float] = field(default_factory=dict)
     plans: dict[str, Plan] = field(default_factory=dict)
@@ -135,9 +148,15 @@ def capture(
         traced = tracing.trace(program, modules, args, kwargs, False, name)
         ledger.note("trace", "T001", False, f"compiled for one batch size: {error}")
     warn(lint(traced.graph), warned)
-    made = Compilation(traced, {"traced": traced.graph}, ledger)
+    made = Compilation(traced, {"traced": traced.graph}, ledger, batch=_batch((args, kwargs)))
     made.seconds["trace"] = time.perf_counter() - start
     return made
+
+
+def _batch(nest: Any) -> int:
+    """The leading extent of the first array in a nest of arguments."""
+    shapes = (leaf.shape for _, leaf in tree.flatten(nest, lambda v: hasattr(v, "shape")))
+    return next((int(shape[0]) for shape in shapes if len(shape)), 1)
 
 
 def warn(found: list[LintWarning], warned: set[str]) -> None:
@@ -214,7 +233,7 @@ def lower(graph: Graph, made: Compilation, options: Options) -> Graph:
         ("fuse_conv_bn_relu", fuse_conv_bn_relu),
         ("fuse_elementwise", fuse_elementwise),
         ("fuse_reductions", fuse_reductions),
-        ("pack_weights", partial(_pack, target=host())),
+        ("pack_weights", partial(_pack, made=made, options=options, target=host())),
         ("eliminate_dead_code", eliminate_dead_code),
     ]
     prefix = "backward." if graph.name.endswith("_backward") else ""
@@ -251,11 +270,23 @@ def recorder(made: Compilation, stage: str, target: Target | None = None) -> Rec
     return made.recorders[stage]
 
 
-def _pack(graph: Graph, ledger: Ledger, target: Target) -> Graph:
-    def tile(inputs: int, outputs: int, size: tuple[int, int], dtype: DType) -> int:
-        return 2 if winograd.is_faster(inputs, outputs, size, dtype, target) else 0
+def _pack(
+    graph: Graph, ledger: Ledger, made: Compilation, options: Options, target: Target
+) -> Graph:
+    tiles = ACCURACIES[options.accuracy]
 
-    return pack_weights(graph, lambda n, dtype: choose_panel(n, target, dtype), ledger, tile)
+    def tile(inputs: int, outputs: int, size: tuple[int, int], dtype: DType) -> int:
+        fast = (t for t in tiles if winograd.is_faster(inputs, outputs, size, dtype, target, t))
+        return next(fast, 0)
+
+    choices = None
+    if options.tune:
+        from .tuning import Rules, tune
+
+        choices = tune(graph, made.batch, Rules(target, tile, tiles), ledger)
+    return pack_weights(
+        graph, lambda n, dtype: choose_panel(n, target, dtype), ledger, tile, choices
+    )
 
 
 def _run(

@@ -18,6 +18,8 @@ def compile(
     *,
     strict: bool = False,
     dynamic: bool = True,
+    tune: bool = False,
+    accuracy: str = "standard",
     passes: Mapping[str, bool] | None = None,
 ) -> CompiledModule: ...
 
@@ -30,6 +32,8 @@ def compile(
     optimizer: Optimizer,
     strict: bool = False,
     dynamic: bool = True,
+    tune: bool = False,
+    accuracy: str = "standard",
     passes: Mapping[str, bool] | None = None,
 ) -> CompiledStep: ...
 
@@ -41,6 +45,8 @@ def compile(
     optimizer: Optimizer | None = None,
     strict: bool = False,
     dynamic: bool = True,
+    tune: bool = False,
+    accuracy: str = "standard",
     passes: Mapping[str, bool] | None = None,
 ) -> CompiledModule | CompiledStep:
     """A compiled form of ``model``; compilation happens at the first call of each kind.
@@ -51,8 +57,12 @@ def compile(
 
     strict: never change the program's meaning (keeps a softmax before CrossEntropyLoss).
     dynamic: the leading dimension is symbolic, so another batch size compiles nothing.
+    tune: times the few ways to compute each layer on this machine, at the first call's batch size,
+    and remembers the winners on disk; the first call takes seconds.
+    accuracy: ``"relaxed"`` allows algorithms whose rounding errors are some ten times larger
+    (Winograd's F(4x4, 3x3)); the relative error of a network stays around 1e-5.
     passes: switches passes off by name, ``{"fuse_conv_bn_relu": False}``.
-    Raises TypeError for something else than a module, ValueError for unknown passes.
+    Raises TypeError for something else than a module, ValueError for unknown passes or accuracies.
     """
     if not isinstance(model, Module):
         raise TypeError(
@@ -61,7 +71,7 @@ def compile(
         )
     if isinstance(model, CompiledModule):
         model = model._model
-    options = Options(strict, dynamic, dict(passes or {}))
+    options = Options(strict, dynamic, tune, accuracy, dict(passes or {}))
     if (loss is None) != (optimizer is None):
         missing = "optimizer" if optimizer is None else "loss"
         raise TypeError(

@@ -21,9 +21,9 @@ gradients and symbolic image sizes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..ir.graph import Graph, Node, Value
 from ..ir.types import DType
@@ -38,15 +38,88 @@ convolution of stride 1 with ``size`` outputs, or 0 for the direct sum."""
 _PACKED = ("linear", "conv2d", "conv2d_grad_input")
 
 
+class Choice(NamedTuple):
+    """How a product reads its weight: the panel's width, and Winograd's m (0: the direct sum)."""
+
+    panel: int
+    tile: int = 0
+
+
+class Product(NamedTuple):
+    """An operator on a weight that can be packed: the node (or the region around it), the number
+    of its operand that is the weight, columns of the matrix, whether Winograd applies."""
+
+    node: Node
+    weight: int
+    columns: int
+    winograd: bool
+
+
 def pack_weights(
     graph: Graph,
     choose_panel: ChoosePanel,
     ledger: Ledger | None = None,
     choose_tile: ChooseTile | None = None,
+    choices: Mapping[str, Choice] | None = None,
 ) -> Graph:
-    """The graph with packed operands for linear and convolution kernels."""
-    packer = _Packer(choose_panel, choose_tile or _direct, ledger)
+    """The graph with packed operands for linear and convolution kernels.
+
+    ``choices``, by the name of a node of the graph, overrule the two functions.
+    """
+    packer = _Packer(choose_panel, choose_tile or _direct, ledger, dict(choices or {}))
     return rebuild(graph, packer.emit)
+
+
+def products(graph: Graph) -> Iterator[Product]:
+    """The operators of a graph whose weights ``pack_weights`` packs."""
+    for node in graph.nodes:
+        found = _anchor(node)
+        if found is None:
+            continue
+        anchor, weight = found
+        shape = graph.type(node.operands[weight]).shape
+        fits = anchor.attrs.get("layout", "NHWC") == "NHWC"
+        if fits and all(isinstance(d, int) for d in shape):
+            winograd = bool(_winograd_size(anchor, shape))
+            yield Product(node, weight, _columns(anchor, shape), winograd)
+
+
+def _anchor(node: Node) -> tuple[Node, int] | None:
+    """The product in a node or region, and which operand of the node is its weight."""
+    if node.op in _PACKED:
+        return node, 1
+    if node.op != "fused" or node.attrs["kind"] != "contraction":
+        return None
+    body: Graph = node.attrs["body"]
+    anchor = next((n for n in body.nodes if n.op in _PACKED), None)
+    if anchor is None:
+        return None
+    weight = body.node(anchor.operands[1])
+    if weight.op != "input" or body.use_count(weight.value) > 1:
+        return None
+    return anchor, int(weight.attrs["path"])
+
+
+def _columns(anchor: Node, shape: tuple[Any, ...]) -> int:
+    """Columns of the weight as a matrix, per group."""
+    if anchor.op == "linear":
+        return int(shape[0])
+    groups = anchor.attrs["groups"]
+    if groups > 1 and shape[0] == groups and shape[1] == 1:
+        return int(shape[0])
+    return int(shape[1] if anchor.op == "conv2d_grad_input" else shape[0] // groups)
+
+
+def _winograd_size(anchor: Node, shape: tuple[Any, ...]) -> tuple[int, ...]:
+    """Height and width of the result of a convolution that Winograd's algorithm can compute; ()
+    for all others."""
+    if anchor.op != "conv2d" or shape[2:] != (3, 3):
+        return ()
+    plain = (anchor.attrs["stride"], anchor.attrs["dilation"], anchor.attrs["groups"])
+    size = anchor.type.shape[1:3]
+    if plain != ((1, 1), (1, 1), 1) or not all(isinstance(d, int) and d > 0 for d in size):
+        return ()
+    return tuple(int(d) for d in size)  # type: ignore[arg-type]
 
 
 def _direct(inputs: int, outputs: int, size: tuple[int, int], dtype: DType) -> int:
@@ -69,16 +142,24 @@ class _Packer:
     choose_panel: ChoosePanel
     choose_tile: ChooseTile
     ledger: Ledger | None
+    choices: dict[str, Choice]
     packs: dict[tuple[Any, ...], Value] = field(default_factory=dict)
 
     def emit(self, new: Graph, node: Node, operands: list[Value]) -> tuple[Value, ...] | None:
-        if node.op == "fused" and node.attrs["kind"] == "contraction":
-            return self._emit_region(new, node, operands)
-        form = self._form(node, new.type(operands[1]).shape) if node.op in _PACKED else None
+        found = _anchor(node)
+        if found is None:
+            return None
+        anchor, weight = found
+        form = self._form(node, anchor, new.type(operands[weight]).shape)
         if form is None:
             return None
-        packed = self._pack(new, node, operands[1], form)
-        return add_like(new, node, form.op, [operands[0], packed, *operands[2:]], **form.attrs)
+        operands = list(operands)
+        operands[weight] = self._pack(new, node, operands[weight], form)
+        if anchor is node:
+            return add_like(new, node, form.op, operands, **form.attrs)
+        kind = new.type(operands[weight])
+        packed = _packed_body(node.attrs["body"], anchor, form, kind)
+        return add_like(new, node, "fused", operands, kind="contraction", body=packed)
 
     def _pack(self, new: Graph, node: Node, weight: Value, form: _Form) -> Value:
         key = (weight, form.pack, tuple(sorted(form.pack_attrs.items())))
@@ -91,72 +172,51 @@ class _Packer:
             self.ledger.did(NAME, "P101", node, f"%{node.name} reads {weight} in packed form")
         return self.packs[key]
 
-    def _form(self, node: Node, weight_shape: tuple[Any, ...]) -> _Form | None:
+    def _form(self, node: Node, anchor: Node, weight_shape: tuple[Any, ...]) -> _Form | None:
         if not all(isinstance(d, int) for d in weight_shape):
             return None
-        dtype = node.type.dtype
-        if node.op == "linear":
-            out = weight_shape[0]
-            panel = self.choose_panel(out, dtype)
+        if anchor.op == "linear":
+            panel = self._choice(node, anchor, weight_shape).panel
             return _Form(
                 "pack_matrix",
                 {"transpose": True, "panel": panel},
                 "linear_packed",
-                {"out_features": out, "panel": panel},
+                {"out_features": weight_shape[0], "panel": panel},
             )
-        if node.attrs["layout"] != "NHWC":
+        if anchor.attrs["layout"] != "NHWC":
             return None
-        return self._conv_form(node, weight_shape)
+        return self._conv_form(anchor, weight_shape, self._choice(node, anchor, weight_shape))
 
-    def _conv_form(self, node: Node, weight_shape: tuple[int, ...]) -> _Form:
+    def _conv_form(
+        self, anchor: Node, weight_shape: tuple[int, ...], choice: Choice
+    ) -> _Form:
         """Of a convolution or its gradient with respect to the input (``flip``)."""
         out, inner, *kernel_size = weight_shape
-        groups = node.attrs["groups"]
-        depthwise = groups > 1 and out == groups and inner == 1
-        flip = node.op == "conv2d_grad_input"
-        columns = out if depthwise else inner if flip else out // groups
-        panel = self.choose_panel(columns, node.type.dtype)
-        tile = 0 if flip else self._tile(node, out, inner, tuple(kernel_size))
-        if tile:
-            how: dict[str, Any] = {"tile": tile, "panel": panel}
-            kept = {k: node.attrs[k] for k in ("padding", "layout")}
+        groups, panel = anchor.attrs["groups"], choice.panel
+        if choice.tile:
+            how: dict[str, Any] = {"tile": choice.tile, "panel": panel}
+            kept = {k: anchor.attrs[k] for k in ("padding", "layout")}
             attrs = {"out_channels": out, **how, **kept}
             return _Form("pack_winograd", how, "conv2d_winograd", attrs)
-        attrs = {**node.attrs, "kernel_size": tuple(kernel_size), "panel": panel}
+        flip = anchor.op == "conv2d_grad_input"
+        attrs = {**anchor.attrs, "kernel_size": tuple(kernel_size), "panel": panel}
         attrs["in_channels" if flip else "out_channels"] = inner * groups if flip else out
         pack_attrs = {"panel": panel, "flip": flip, "groups": groups}
-        return _Form("pack_conv", pack_attrs, node.op + "_packed", attrs)
+        return _Form("pack_conv", pack_attrs, anchor.op + "_packed", attrs)
 
-    def _tile(self, node: Node, out: int, inner: int, kernel_size: tuple[int, ...]) -> int:
-        """The tile of Winograd's algorithm for a convolution that it can compute; 0: direct."""
-        plain = (node.attrs["stride"], node.attrs["dilation"], node.attrs["groups"])
-        size = node.type.shape[1:3]
-        if kernel_size != (3, 3) or plain != ((1, 1), (1, 1), 1):
-            return 0
-        if not all(isinstance(d, int) and d > 0 for d in size):
-            return 0
-        return self.choose_tile(inner, out, (int(size[0]), int(size[1])), node.type.dtype)  # type: ignore[arg-type]
-
-    def _emit_region(
-        self, new: Graph, node: Node, operands: list[Value]
-    ) -> tuple[Value, ...] | None:
-        """Packs the weight of the contraction inside of a region."""
-        body: Graph = node.attrs["body"]
-        anchor = next((n for n in body.nodes if n.op in _PACKED), None)
-        if anchor is None:
-            return None
-        weight = body.node(anchor.operands[1])
-        form = self._form(anchor, weight.type.shape)
-        if form is None or weight.op != "input" or body.use_count(weight.value) > 1:
-            return None
-        at = int(weight.attrs["path"])
-        operands = list(operands)
-        operands[at] = self._pack(new, node, operands[at], form)
-        packed = _packed_body(body, weight, anchor, form, new.type(operands[at]))
-        return add_like(new, node, "fused", operands, kind="contraction", body=packed)
+    def _choice(self, node: Node, anchor: Node, shape: tuple[int, ...]) -> Choice:
+        if node.name in self.choices:
+            return self.choices[node.name]
+        dtype = anchor.type.dtype
+        panel = self.choose_panel(_columns(anchor, shape), dtype)
+        size = _winograd_size(anchor, shape)
+        tile = self.choose_tile(shape[1], shape[0], (size[0], size[1]), dtype) if size else 0
+        return Choice(panel, tile)
 
 
-def _packed_body(body: Graph, weight: Node, anchor: Node, form: _Form, kind: Any) -> Graph:
+def _packed_body(body: Graph, anchor: Node, form: _Form, kind: Any) -> Graph:
+    weight = body.node(anchor.operands[1])
+
     def emit(inner: Graph, part: Node, operands: list[Value]) -> tuple[Value, ...] | None:
         if part.name == weight.name:
             return add_like(inner, part, "input", [], path=part.attrs["path"], type=kind)
