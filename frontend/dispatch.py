@@ -78,6 +78,9 @@ def is_tensor(value: Any) -> bool:
     return isinstance(value, _tensor_class)
 
 
+_PACKAGE = __name__.partition(".")[0]
+_ZOO = f"{_PACKAGE}.frontend.vision.models"
+
 # Operators whose result may be a view of the operand's memory.
 VIEWS = frozenset({"reshape", "permute", "broadcast_to", "slice"})
 
@@ -262,9 +265,12 @@ def connect(fn: GradFn, outputs: Sequence[Tensor]) -> None:
 
 
 def is_ours(frame: FrameType) -> bool:
-    """Whether the code of a frame belongs to this package."""
+    """Whether the code of a frame belongs to this package.
+
+    The model zoo counts as the user's: its lines are the model's own lines.
+    """
     name: str = frame.f_globals.get("__name__", "")
-    return name.partition(".")[0] == __name__.partition(".")[0]
+    return name.partition(".")[0] == _PACKAGE and not name.startswith(_ZOO)
 
 
 def caller() -> tuple[str, int]:

@@ -185,7 +185,7 @@ class _Tracer:
         self._state: dict[int, tuple[str, str, Tensor]] = {}
         self._values: dict[int, Value] = {}
         self._kept: list[Tensor] = []
-        self._updates: dict[int, Tensor] = {}
+        self._overwritten: dict[Value, Source] = {}
         for prefix, module in modules.items():
             self._register(prefix, module)
 
@@ -241,7 +241,7 @@ class _Tracer:
         """What no_grad() made is a constant for what is computed from it outside of no_grad()."""
         if not isinstance(tensor, TracedTensor) or not tensor._made_without_grad:
             return tensor
-        return self.tensor(self.graph.add("detach", tensor._value, source=self.source()))
+        return self.tensor(self.graph.add("detach", self.value_of(tensor), source=self.source()))
 
     def enter_module(self, module: Module) -> None:
         self._stack.append(module)
@@ -252,19 +252,38 @@ class _Tracer:
     def assign(self, tensor: Tensor, value: Tensor) -> None:
         """Makes ``value`` the content of a traced tensor that is written to in place.
 
-        TraceError where the write would be seen through other names of the same memory: the
-        caller's input, or a view.
+        Other names of the same memory (views of it, what it is a view of) would see the write; to
+        read one of them afterwards is a TraceError. So is writing to the caller's input.
         """
         if not isinstance(tensor, TracedTensor):
             raise TraceError("an in-place operation on a tensor that is no part of the trace")
-        node = self.graph.node(tensor._value)
-        users = self.graph.users(tensor._value)
-        if node.op == "input" or any(n.op in dispatch.VIEWS for n in (node, *users)):
+        source = self.source()
+        names = self._same_memory(tensor._value)
+        ops = {self.graph.node(v).op for v in names}
+        if not ops.isdisjoint({"input", "parameter", "buffer", "constant", "broadcast_to"}):
             raise TraceError(
-                f"an in-place operation{_in(self.source())} on an input of the model or on a "
-                "tensor with views; write y = y + 1 instead of y += 1"
+                f"an in-place operation{_in(source)} on an input of the model, on a view of an "
+                "input or of its state, or on an expanded tensor; write y = y + 1 instead of y += 1"
             )
-        tensor._value = self.value_of(value)
+        written = self.value_of(value)
+        self._overwritten.update(dict.fromkeys(names - {tensor._value}, source))
+        tensor._value = written
+
+    def _same_memory(self, value: Value) -> set[Value]:
+        """A value, its views, what it is a view of, and so on."""
+        found: set[Value] = set()
+        pending = [value]
+        while pending:
+            value = pending.pop()
+            if value in found:
+                continue
+            found.add(value)
+            node = self.graph.node(value)
+            if node.op in dispatch.VIEWS:
+                pending.append(node.operands[0])
+            views = [n for n in self.graph.users(value) if n.op in dispatch.VIEWS]
+            pending += [v for n in views for v in n.values]
+        return found
 
     def update_buffer(self, buffer: Tensor, value: Tensor) -> None:
         """Notes that a run ends with ``value`` in ``buffer``; later reads see it."""
@@ -322,6 +341,12 @@ class _Tracer:
                     f"a tensor of another trace is used{where}: forward() kept it, in an "
                     "attribute or a global. State that lasts from call to call belongs into a "
                     "buffer (register_buffer)"
+                )
+            if tensor._value in self._overwritten:
+                raise TraceError(
+                    f"a tensor is read{_in(self.source())} whose memory was overwritten under "
+                    f"another name by the in-place operation{_in(self._overwritten[tensor._value])}"
+                    "; write y = y + 1 instead of y += 1"
                 )
             return tensor._value
         if id(tensor) not in self._values:

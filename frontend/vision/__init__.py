@@ -1,7 +1,7 @@
-"""Image datasets, models and transforms with the interface of ``torchvision``."""
+"""Image datasets, transforms and models with the interface of ``torchvision``."""
 
 from __future__ import annotations
 
-from . import datasets, models, transforms
+from . import datasets, models, ops, transforms
 
-__all__ = ["datasets", "models", "transforms"]
+__all__ = ["datasets", "models", "ops", "transforms"]

@@ -226,6 +226,49 @@ def test_an_in_place_change_of_an_input_is_an_error_not_a_silent_copy() -> None:
     assert line_of(forward, "x += 1") in str(error.value)
 
 
+def test_an_in_place_change_of_a_view_of_an_input_is_an_error() -> None:
+    def forward(x: nw.Tensor) -> nw.Tensor:
+        y = x.view(-1)
+        y += 1
+        return y
+
+    with pytest.raises(TraceError, match=r"in-place operation.*view of an input") as error:
+        nw.compile(Function(forward))(array(3, 4))
+    assert line_of(forward, "y += 1") in str(error.value)
+
+
+def _write_to_a_view(read: str) -> Callable[[nw.Tensor], nw.Tensor]:
+    """y, a view z of it and a view of z; z is written to; then ``read`` is read."""
+
+    def forward(x: nw.Tensor) -> nw.Tensor:
+        y = x * 2
+        total = y.sum()
+        z = y.flatten(1)
+        part = z[:, 1:]
+        z += 1
+        names = {"written": z, "base": y, "view": part}
+        return names[read] * total
+
+    return forward
+
+
+def test_a_view_that_was_written_to_in_place_can_be_read() -> None:
+    forward = _write_to_a_view("written")
+    x = array(3, 4, 2)
+    with nw.no_grad():
+        expected = forward(nw.from_numpy(x)).numpy()
+        np.testing.assert_allclose(nw.compile(Function(forward))(x).numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("read", ["base", "view"])
+def test_reading_another_name_of_overwritten_memory_is_an_error(read: str) -> None:
+    forward = _write_to_a_view(read)
+    with pytest.raises(TraceError, match="overwritten under another name") as error:
+        nw.compile(Function(forward))(array(3, 4, 2))
+    assert line_of(forward, "z += 1") in str(error.value)
+    assert line_of(forward, "* total") in str(error.value)
+
+
 def test_a_tensor_kept_from_an_earlier_trace_is_an_error() -> None:
     class Keeps(nn.Module):
         def __init__(self) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import netwright as nw
 from netwright import nn
+from netwright.errors import UnsupportedError
 from netwright.frontend.vision.models import vision_transformer as source
 from netwright.vision.models import VisionTransformer, vit_b_16
 
@@ -54,11 +55,12 @@ def twin() -> Any:
     torch = pytest.importorskip("torch")
     text = Path(source.__file__).read_text()
     head, rest = text.split("from ... import nn\n")
-    rest = rest.split("from ...tensor import Tensor\n")[1]
+    rest = rest.split("from .weights import need_none\n")[1]
     module = types.ModuleType("torch_vision_transformer")
     sys.modules[module.__name__] = module
-    exec(compile(head + "from torch import Tensor, cat, nn, zeros\n" + rest, "vit", "exec"),
-         module.__dict__)  # fmt: skip
+    names = "from torch import Tensor, cat, nn, zeros\n"
+    names += "from netwright.frontend.vision.models.weights import need_none\n"
+    exec(compile(head + names + rest, "vit", "exec"), module.__dict__)
     torch.manual_seed(0)
     model = tiny(module.VisionTransformer)
     torch.nn.init.normal_(model.heads.head.weight)
@@ -143,5 +145,5 @@ def test_an_image_of_another_size_is_an_error_that_names_both() -> None:
         tiny()(nw.zeros(1, 3, 32, 40))
     with pytest.raises(ValueError, match="image_size 33 must be a multiple of patch_size 8"):
         tiny(image_size=33)
-    with pytest.raises(ValueError, match="ships no trained weights"):
+    with pytest.raises(UnsupportedError, match="no pretrained weights"):
         vit_b_16(weights="IMAGENET1K_V1")

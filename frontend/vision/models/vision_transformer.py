@@ -12,6 +12,7 @@ from ... import nn
 from ...creation import zeros
 from ...shaping import cat
 from ...tensor import Tensor
+from .weights import need_none
 
 Norm = Callable[[int], nn.Module]
 LAYER_NORM: Norm = partial(nn.LayerNorm, eps=1e-6)
@@ -228,14 +229,10 @@ def _zero_bias(layer: nn.Conv2d | nn.Linear) -> None:
 
 
 def _vision_transformer(
-    sizes: tuple[int, int, int, int, int], weights: Any, kwargs: dict[str, Any]
+    name: str, sizes: tuple[int, int, int, int, int], weights: Any, kwargs: dict[str, Any]
 ) -> VisionTransformer:
     """(patch_size, num_layers, num_heads, hidden_dim, mlp_dim) and the other arguments."""
-    if weights is not None:
-        raise ValueError(
-            f"weights={weights!r}: netwright ships no trained weights; make the model without and "
-            "load a state_dict with model.load_state_dict(...)"
-        )
+    need_none(name, weights)
     return VisionTransformer(kwargs.pop("image_size", 224), *sizes, **kwargs)
 
 
@@ -243,32 +240,32 @@ def vit_b_16(
     *, weights: Any = None, progress: bool = True, **kwargs: Any
 ) -> VisionTransformer:
     """ViT-B/16: 12 layers of 768 features, patches of 16 x 16; 86,567,656 parameters."""
-    return _vision_transformer((16, 12, 12, 768, 3072), weights, kwargs)
+    return _vision_transformer("vit_b_16", (16, 12, 12, 768, 3072), weights, kwargs)
 
 
 def vit_b_32(
     *, weights: Any = None, progress: bool = True, **kwargs: Any
 ) -> VisionTransformer:
     """ViT-B/32: 12 layers of 768 features, patches of 32 x 32."""
-    return _vision_transformer((32, 12, 12, 768, 3072), weights, kwargs)
+    return _vision_transformer("vit_b_32", (32, 12, 12, 768, 3072), weights, kwargs)
 
 
 def vit_l_16(
     *, weights: Any = None, progress: bool = True, **kwargs: Any
 ) -> VisionTransformer:
     """ViT-L/16: 24 layers of 1024 features, patches of 16 x 16."""
-    return _vision_transformer((16, 24, 16, 1024, 4096), weights, kwargs)
+    return _vision_transformer("vit_l_16", (16, 24, 16, 1024, 4096), weights, kwargs)
 
 
 def vit_l_32(
     *, weights: Any = None, progress: bool = True, **kwargs: Any
 ) -> VisionTransformer:
     """ViT-L/32: 24 layers of 1024 features, patches of 32 x 32."""
-    return _vision_transformer((32, 24, 16, 1024, 4096), weights, kwargs)
+    return _vision_transformer("vit_l_32", (32, 24, 16, 1024, 4096), weights, kwargs)
 
 
 def vit_h_14(
     *, weights: Any = None, progress: bool = True, **kwargs: Any
 ) -> VisionTransformer:
     """ViT-H/14: 32 layers of 1280 features, patches of 14 x 14."""
-    return _vision_transformer((14, 32, 16, 1280, 5120), weights, kwargs)
+    return _vision_transformer("vit_h_14", (14, 32, 16, 1280, 5120), weights, kwargs)
