@@ -3,6 +3,19 @@
 python examples/cnn.py                # trains with a compiled step
 python examples/cnn.py --eager        # the same program, one numpy call per operator
 netwright bench examples/cnn.py:CNN --input 1x1x28x28 --batch 1,64
+
+An epoch is one pass over the 4,000 training digits. Batch size, learning rate, its schedule,
+label smoothing and augmentation were chosen by the accuracy on 600 of the training digits, held out
+of the training:
+
+    python examples/cnn.py --validate --seed S      # S = 0 ... 5: mean 97.6 %, least 96.8 %
+
+and only then measured on the 1,000 test digits:
+
+    python examples/cnn.py --seed S                 # S = 0 ... 7: mean 98.0 %, least 97.7 %
+
+On other splits, batches of 32 and rates of 1e-3 to 3e-3 did worse; rates of 5e-3 and 8e-3, more
+augmentation and straightened digits did equally well, within what six splits can tell.
 """
 
 from __future__ import annotations
@@ -10,13 +23,24 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-import numpy as np
-
 import netwright as nw
 from netwright import nn, optim
-from netwright.utils.data import ConcatDataset, DataLoader, TensorDataset
+from netwright.utils.data import DataLoader, Dataset, Subset
 from netwright.vision.datasets import MNIST
-from netwright.vision.transforms import ToTensor
+from netwright.vision.transforms import Compose, InterpolationMode, RandomAffine, ToTensor
+
+# Each digit is turned, scaled and moved by up to two pixels anew whenever it is drawn.
+VARIED = Compose(
+    [
+        RandomAffine(
+            degrees=10,
+            translate=(2 / 28, 2 / 28),
+            scale=(0.9, 1.1),
+            interpolation=InterpolationMode.BILINEAR,
+        ),
+        ToTensor(),
+    ]
+)
 
 
 class CNN(nn.Module):
@@ -43,23 +67,16 @@ class CNN(nn.Module):
         return self.classifier(x.view(x.size(0), -1))
 
 
-def shifted(pixels: np.ndarray) -> nw.Tensor:
-    """A digit (28, 28), moved by up to one pixel in each direction, as an image (1, 28, 28)."""
-    move = nw.randint(-1, 2, (2,)).tolist()
-    return ToTensor()(np.roll(pixels, move, axis=(0, 1)))
-
-
-def train(model: nn.Module, epochs: int, eager: bool = False) -> None:
-    """Adam with a cosine schedule; an epoch has each of the 4,000 training digits twice, shifted.
-
-    Shifts and label smoothing are what so few digits need: without them this network stays at 95 %,
-    in PyTorch, too.
-    """
-    digits = ConcatDataset([MNIST(train=True, transform=shifted) for _ in range(2)])
-    loader = DataLoader(digits, batch_size=32, shuffle=True)
+def train(model: nn.Module, digits: Dataset, epochs: int, eager: bool = False) -> None:
+    """Adam; the learning rate climbs for the first 15 % of the steps, then falls to zero."""
+    loader = DataLoader(digits, batch_size=16, shuffle=True)
     criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
-    optimizer = optim.Adam(model.parameters(), lr=2e-3)
-    schedule = optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    optimizer = optim.Adam(model.parameters(), lr=8e-3)
+    steps = epochs * len(loader)
+    climb = 0.15 * steps
+    schedule = optim.lr_scheduler.LambdaLR(
+        optimizer, lambda i: min(i / climb, (steps - i) / (steps - climb))
+    )
     step = nw.compile(model, loss=criterion, optimizer=optimizer)
     for epoch in range(epochs):
         model.train()
@@ -71,32 +88,41 @@ def train(model: nn.Module, epochs: int, eager: bool = False) -> None:
                 optimizer.step()
             else:
                 loss = step(x, y)
-        schedule.step()
+            schedule.step()
         print(f"epoch {epoch + 1}: loss {loss.item():.4f}")
 
 
-def accuracy(model: nn.Module) -> float:
-    """Share of the 1,000 test digits that are classified correctly, in batches of 100."""
-    test = TensorDataset(*MNIST(train=False).tensors())
+def accuracy(model: nn.Module, digits: Dataset) -> float:
+    """Share of the digits that are classified correctly, in batches of 100."""
     model.eval()
     correct = 0
     with nw.no_grad():
-        for x, y in DataLoader(test, batch_size=100):
+        for x, y in DataLoader(digits, batch_size=100):
             correct += (model(x).argmax(1) == y).sum().item()
-    return correct / len(test)
+    return correct / len(digits)
 
 
 def main(argv: Sequence[str] | None = None) -> float:
-    """Trains and returns the test accuracy."""
+    """Trains and returns the test accuracy, with ``--validate`` that on held-out digits."""
     parser = argparse.ArgumentParser(description="CNN on the shipped digits")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the digits (10)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order and dropout (0)")
     parser.add_argument("--eager", action="store_true", help="numpy instead of native code")
+    parser.add_argument(
+        "--validate",
+        action="store_true",
+        help="hold 600 training digits out and test on them, to choose hyper-parameters",
+    )
     options = parser.parse_args(argv)
-    nw.manual_seed(0)
+    nw.manual_seed(options.seed)
+    training, testing = MNIST(train=True, transform=VARIED), MNIST(train=False)
+    if options.validate:
+        order = nw.randperm(len(training)).tolist()
+        training, testing = Subset(training, order[600:]), Subset(MNIST(train=True), order[:600])
     model = CNN()
-    train(model, options.epochs, options.eager)
-    result = accuracy(model if options.eager else nw.compile(model))
-    print(f"test accuracy {result:.1%}")
+    train(model, training, options.epochs, options.eager)
+    result = accuracy(model if options.eager else nw.compile(model), testing)
+    print(f"{'validation' if options.validate else 'test'} accuracy {result:.1%}")
     return result
 
 

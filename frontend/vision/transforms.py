@@ -14,6 +14,8 @@ import numpy as np
 
 from .. import dispatch
 from ..tensor import Tensor
+from .affine import InterpolationMode as InterpolationMode
+from .affine import RandomAffine as RandomAffine
 
 
 class Compose:
@@ -103,14 +105,19 @@ class Lambda:
 def transform_batch(transform: Any, images: np.ndarray) -> Tensor | None:
     """The transformed uint8 images (n, height, width) as one tensor.
 
-    None if ``transform`` is not made of ToTensor and Normalize alone: then it must be called
-    image by image.
+    None if ``transform`` is not RandomAffine (or nothing), ToTensor and any number of Normalize in
+    this order: then it must be called image by image.
     """
-    steps = transform.transforms if type(transform) is Compose else [transform]
+    steps: list[Any] = transform.transforms if type(transform) is Compose else [transform]
+    move = steps[0] if steps and type(steps[0]) is RandomAffine else None
+    if move is not None:
+        steps = steps[1:]
     if not steps or type(steps[0]) is not ToTensor or images.ndim != 3:
         return None
     if any(type(step) is not Normalize for step in steps[1:]):
         return None
+    if move is not None:
+        images = move.batch(images)
     batch: Tensor = dispatch.wrap(_channels_first(images))
     for step in steps[1:]:
         batch = step(batch)

@@ -203,7 +203,7 @@ def test_demo_with_a_tiny_setting(
     monkeypatch.setattr(demo, "BATCH", 8)
     images, labels = nw.vision.datasets.MNIST(train=False).tensors()
     monkeypatch.setattr(demo, "training_digits", lambda: nw.utils.data.TensorDataset(
-        images[:96], labels[:96]
+        images[:480], labels[:480]
     ))  # fmt: skip
     assert main(["demo", "--epochs", "2", "--seconds", "0.01", "--json"]) == 0
     captured = capsys.readouterr()
