@@ -12,6 +12,7 @@ from ..errors import UnsupportedError
 from ..ir.graph import Graph, Node
 from ..ir.types import Dim, DType, Extent, TensorType, bool_, numel, uint8
 from .emitter import Lane, VectorEmitter, literal, memory_type
+from .interleave import emit_interleave, interleave_plan
 from .iteration import Axis, broadcast_strides, merged, times, total
 from .kernel import Kernel, TaskCount, symbol_for
 from .strided_loop import CHUNK, StridedLoop
@@ -45,6 +46,9 @@ def _strided_copy(
     shape = tuple(shape)
     rows = merged(shape, [broadcast_strides(shape, shape), tuple(strides)])
     if base == 0:
+        planes = interleave_plan(rows, dtype)
+        if planes is not None and target.lanes(dtype) > 1:
+            return emit_interleave(planes, dtype, target)
         plan = transpose_plan(rows, dtype, target)
         if plan is not None:
             return emit_transpose(plan, dtype, target)

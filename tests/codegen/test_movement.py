@@ -13,7 +13,7 @@ from netwright.codegen.target import AVX2, AVX512, NEON, Target, host
 from netwright.ir.graph import Graph, Node
 from netwright.ir.interpreter import run_node
 from netwright.ir.ops.record import all_ops
-from netwright.ir.types import Dim, TensorType, dtype_of, float32
+from netwright.ir.types import Dim, TensorType, dtype_of, float32, float64
 
 N = Dim(1)
 RECORDS = sorted(n for n, op in all_ops().items() if op.kind == "shape")
@@ -114,6 +114,28 @@ def test_symbolic_batch_moves_like_numbers(
     op: str, shapes: Any, attrs: Any, n: int, check: Callable[..., Kernel]
 ) -> None:
     check(op, [TensorType(float32, s) for s in shapes], n, **attrs)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("dtype", [float32, float64])
+@pytest.mark.parametrize("size", [(5, 7), (64, 65), (1, 1)])
+def test_a_few_planes_are_interleaved(
+    channels: int, dtype: Any, size: tuple[int, int], check: Callable[..., Kernel]
+) -> None:
+    for n in (0, 1, 3):
+        check("permute", [TensorType(dtype, (N, channels, *size))], n, dims=(0, 2, 3, 1))
+
+
+def test_interleaving_works_on_whole_registers(
+    target: Target, asm_for: Callable[..., Any]
+) -> None:
+    node, g = node_of("permute", [TensorType(float32, (N, 3, 224, 224))], dims=(0, 2, 3, 1))
+    kernel = emit_movement(node, g, target)
+    assert kernel is not None and kernel.symbol.startswith("interleave")
+    code = asm_for(kernel, target)
+    stores = {AVX512: r"vmovups\s+%zmm", AVX2: r"vmovups\s+%ymm", NEON: r"(?:str|stp|stur)\s+q"}
+    assert code.count(stores[target]) >= (2 if target is NEON else 3)
+    assert code.spills == 0
 
 
 def test_unsupported_nodes_fall_back() -> None:
