@@ -281,7 +281,8 @@ class _Tracer:
             node = self.graph.node(value)
             if node.op in dispatch.VIEWS:
                 pending.append(node.operands[0])
-            pending += [v for n in self.graph.users(value) if n.op in dispatch.VIEWS for v in n.values]
+            views = [n for n in self.graph.users(value) if n.op in dispatch.VIEWS]
+            pending += [v for n in views for v in n.values]
         return found
 
     def update_buffer(self, buffer: Tensor, value: Tensor) -> None:
