@@ -278,7 +278,8 @@ def test_training_equals_torch(name: str, theirs: Any) -> None:
     expected = trained(other, other, torch.from_numpy(x), torch.from_numpy(labels), torch)
     assert got.keys() == expected.keys()
     for key, value in expected.items():
-        assert distance(got[key], value) < 1e-8, key
+        # PyTorch 2.13 has a float32 1/6 in its gradient of hardsigmoid, 3e-8 off.
+        assert distance(got[key], value) < 1e-7, key
     assert fast.fallbacks == 0
 
 
