@@ -8,6 +8,9 @@ used: fused multiply-adds are asked for by name.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,21 +65,39 @@ def literal(x: float, dtype: DType) -> str:
     return str(int(x))
 
 
+@dataclass(frozen=True)
+class _Table:
+    """Constants of one dtype in memory: see ``Function.table``."""
+
+    dtype: DType
+    address: str
+    items: list[str]
+
+
 class VectorEmitter:
     """Emits into ``fn`` for vectors of ``lanes`` elements.
 
     ``dtype`` is the dtype of a ``const`` that names no other. ``index`` is the SSA name of the
     i64 linear index of lane 0 (lane k is at index + k); only ``uniform`` needs it. ``lanes`` is
     the same for every dtype: a vector wider than a register becomes several instructions.
+    ``registers`` is how many vector registers there are; with 16, elementary functions read their
+    constants from memory, as operands of the arithmetic.
     """
 
     def __init__(
-        self, fn: Function, lanes: int, dtype: DType = float32, index: str | None = None
+        self,
+        fn: Function,
+        lanes: int,
+        dtype: DType = float32,
+        index: str | None = None,
+        registers: int = 32,
     ) -> None:
         self.fn = fn
         self.lanes = lanes
         self.default = dtype
         self.index = index
+        self.registers = registers
+        self._table: _Table | None = None
 
     # ---- types, constants, memory
 
@@ -105,7 +126,27 @@ class VectorEmitter:
         text = literal(x, dtype)
         if self.lanes > 1:
             text = f"splat ({scalar_type(dtype)} {text})"
+        # 0 is made without a load.
+        if self._table is not None and self._table.dtype is dtype and x != 0:
+            self._table.items.append(text)
+            kind = self.type(dtype)
+            address = self.fn.element(self._table.address, kind, len(self._table.items) - 1)
+            text = self.fn.load(kind, address, self.lanes * dtype.itemsize)
         return Lane(text, dtype, x)
+
+    @contextmanager
+    def constants_in_memory(self, dtype: DType) -> Iterator[VectorEmitter]:
+        """An emitter whose constants of ``dtype``, a float, are loaded where they are used.
+
+        LLVM moves constants out of loops without asking whether registers are left for them.
+        """
+        if self.lanes == 1 or self._table is not None and self._table.dtype is dtype:
+            yield self
+            return
+        with self.fn.table(self.type(dtype)) as table:
+            reader = copy(self)
+            reader._table = _Table(dtype, *table)
+            yield reader
 
     def splat(self, scalar: str, dtype: DType) -> Lane:
         """The scalar SSA name ``scalar`` (of ``scalar_type(dtype)``) in every lane."""
@@ -389,32 +430,38 @@ class VectorEmitter:
 
     # ---- transcendental functions: see vector_math
 
+    def _elementary(self, function: Callable[..., Lane], *args: Lane) -> Lane:
+        if self.registers > 16 or not args[0].dtype.is_float:
+            return function(self, *args)
+        with self.constants_in_memory(args[0].dtype) as reader:
+            return function(reader, *args)
+
     def exp(self, a: Lane) -> Lane:
-        return vector_math.exp(self, a)
+        return self._elementary(vector_math.exp, a)
 
     def expm1(self, a: Lane) -> Lane:
-        return vector_math.expm1(self, a)
+        return self._elementary(vector_math.expm1, a)
 
     def log(self, a: Lane) -> Lane:
-        return vector_math.log(self, a)
+        return self._elementary(vector_math.log, a)
 
     def log1p(self, a: Lane) -> Lane:
-        return vector_math.log1p(self, a)
+        return self._elementary(vector_math.log1p, a)
 
     def tanh(self, a: Lane) -> Lane:
-        return vector_math.tanh(self, a)
+        return self._elementary(vector_math.tanh, a)
 
     def sigmoid(self, a: Lane) -> Lane:
-        return vector_math.sigmoid(self, a)
+        return self._elementary(vector_math.sigmoid, a)
 
     def erf(self, a: Lane) -> Lane:
-        return vector_math.erf(self, a)
+        return self._elementary(vector_math.erf, a)
 
     def sin(self, a: Lane) -> Lane:
-        return vector_math.sin(self, a)
+        return self._elementary(vector_math.sin, a)
 
     def cos(self, a: Lane) -> Lane:
-        return vector_math.cos(self, a)
+        return self._elementary(vector_math.cos, a)
 
     def pow(self, a: Lane, b: Lane) -> Lane:
         if b.number == 1:
@@ -425,7 +472,7 @@ class VectorEmitter:
             return self.mul(self.mul(a, a), a)
         if b.number == -1:
             return self.div(self.const(1, a), a)
-        return vector_math.pow(self, a, b)
+        return self._elementary(vector_math.pow, a, b)
 
     def uniform(self, seed: Lane, offset: Lane, stream: int) -> Lane:
         """f32 in [0, 1) at the linear index of each lane; see ``philox``."""

@@ -7,6 +7,7 @@ it defines.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -133,6 +134,25 @@ class Function:
         yield
         self.do(f"br label %{done}")
         self.label(done)
+
+    @contextmanager
+    def table(self, kind: str) -> Iterator[tuple[str, list[str]]]:
+        """``(address, items)`` of an array of constants of type ``kind``; fill in the items.
+
+        The address is opaque, so loads from the table stay in the block where they are written:
+        no pass hoists them out of loops, merges them with others or replaces them by constants.
+        """
+        items: list[str] = []
+        address, at = self.fresh("table"), len(self._lines)
+        yield address, items
+        if not items:
+            return
+        values = f"[{len(items)} x {kind}] [{', '.join(f'{kind} {item}' for item in items)}]"
+        name = f"@table_{hashlib.sha256(values.encode()).hexdigest()[:16]}"
+        self.declare(f"{name} = private unnamed_addr constant {values}, align 64")
+        # The number makes each call another one; it is an operand of no instruction.
+        text = f'call ptr asm sideeffect "", "=r,0,i"(ptr {name}, i64 {at}) memory(none)'
+        self._lines.insert(at, f"  {address} = {text}")
 
     def element(self, base: str, kind: str, index: str | int) -> str:
         """Address of element ``index`` of an array of ``kind`` at ``base``."""

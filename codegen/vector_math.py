@@ -24,6 +24,7 @@ NaN gives NaN and infinities give the limits. Subnormal results of exp become 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from ..errors import UnsupportedError
@@ -38,10 +39,14 @@ _NAN = float("nan")
 
 
 def polynomial(e: VectorEmitter, x: Lane, coefficients: Sequence[float]) -> Lane:
-    """Horner's rule with fused multiply-adds; ``coefficients`` are lowest order first."""
-    value = e.const(coefficients[-1], x)
-    for c in reversed(coefficients[:-1]):
-        value = e.fma(value, x, e.const(c, x))
+    """Horner's rule with fused multiply-adds; ``coefficients`` are lowest order first.
+
+    Many coefficients would take too many registers: they are read from memory.
+    """
+    with e.constants_in_memory(x.dtype) if len(coefficients) > 6 else nullcontext(e) as reader:
+        value = reader.const(coefficients[-1], x)
+        for c in reversed(coefficients[:-1]):
+            value = reader.fma(value, x, reader.const(c, x))
     return value
 
 
@@ -219,7 +224,7 @@ def pow(e: VectorEmitter, x: Lane, y: Lane) -> Lane:
     """
     _format("pow", x)
     if x.dtype is float32:
-        wide = pow(e, e.cast(x, float64), e.cast(y, float64))
+        wide = e.pow(e.cast(x, float64), e.cast(y, float64))
         return e.cast(wide, float32)
     zero, one, half = e.const(0, x), e.const(1, x), e.const(0.5, x)
     size = e.abs(x)

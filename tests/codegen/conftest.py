@@ -112,10 +112,45 @@ class Assembly:
 
     @property
     def spills(self) -> int:
-        """Vector loads and stores on the stack (saving callee-saved registers is not one)."""
+        """Stores of vector registers and masks to the stack, and what reads them back.
+
+        Not spills: callee-saved registers (``d8`` to ``d15`` on AArch64), arguments that were
+        passed on the stack, integers that are broadcast from it, and scalars of NEON's remainders.
+        """
+        return sum(self._spills_of(f.split("\n")) for f in re.split(r"(?m)^(?=\w+:)", self.text))
+
+    def _spills_of(self, function: list[str]) -> int:
         if self.target.triple.startswith("aarch64"):
-            return self.count(r"(?:str|ldr|stp|ldp|stur|ldur)\s+q.*\[sp")
-        return self.count(r"v\w+\s.*\(%rsp\)")
+            stack = r"\s+(?:str|ldr|stp|ldp|stur|ldur)\s+q.*\[(?:sp|x29)"
+            return sum(bool(re.match(stack, line)) for line in function)
+        store = r"\s+(?:v\w+|kmov\w)\s+(?:\$\d+, )?%(?:[xyz]mm\d+|k\d), (-?\d*\(%r[sb]p\S*\))"
+        slots = {found[1] for line in function if (found := re.match(store, line))}
+        found = r"\s+(?:v\w+|kmov\w)\s.*?(-?\d*\(%r[sb]p\S*?\))"
+        used = [re.match(found, line) for line in function]
+        return sum(1 for slot in used if slot and slot[1] in slots)
+
+    @property
+    def widths(self) -> list[int]:
+        """For each innermost loop, its instructions on registers of the target's full width."""
+        wide = {64: r"%zmm\d", 32: r"%ymm\d", 16: r"\bv\d+\.(?:16b|8h|4s|2d)|\bq\d"}
+        pattern = re.compile(r"\s+\w.*" + f"(?:{wide[self.target.vector_bytes]})")
+        lines = self.text.split("\n")
+        loops = _loops(lines)
+        inner = [x for x in loops if not any(y != x and x[0] <= y[0] <= y[1] <= x[1] for y in loops)]
+        return [sum(bool(pattern.match(line)) for line in lines[a : b + 1]) for a, b in inner]
+
+
+def _loops(lines: Sequence[str]) -> list[tuple[int, int]]:
+    """(label, backward branch) of every loop, as line numbers."""
+    labels: dict[str, int] = {}
+    found = set()
+    for i, line in enumerate(lines):
+        if label := re.match(r"(\.L\w+):", line):
+            labels[label[1]] = i
+        branch = re.match(r"\s+(?:j\w+|b(?:\.\w+)?|cbn?z|tbn?z)\s.*?(\.L\w+)", line)
+        if branch and branch[1] in labels:
+            found.add((labels[branch[1]], i))
+    return sorted(found)
 
 
 @pytest.fixture(scope="session")
