@@ -140,7 +140,7 @@ class VectorEmitter:
 
         LLVM moves constants out of loops without asking whether registers are left for them.
         """
-        if self.lanes == 1 or self._table is not None and self._table.dtype is dtype:
+        if self._table is not None and self._table.dtype is dtype:
             yield self
             return
         with self.fn.table(self.type(dtype)) as table:
@@ -430,38 +430,42 @@ class VectorEmitter:
 
     # ---- transcendental functions: see vector_math
 
-    def _elementary(self, function: Callable[..., Lane], *args: Lane) -> Lane:
-        if self.registers > 16 or not args[0].dtype.is_float:
+    def _elementary(self, function: Callable[..., Lane], *args: Lane, few: bool) -> Lane:
+        """``function`` of ``args``, its constants in registers if they are ``few`` and fit."""
+        dtype = args[0].dtype
+        if not dtype.is_float or (few and dtype is float32 and self.registers > 16):
             return function(self, *args)
-        with self.constants_in_memory(args[0].dtype) as reader:
-            return function(reader, *args)
+        with self.constants_in_memory(dtype) as reader:
+            result = function(reader, *args)
+        self.fn.follow(self.type(result.dtype), result.text)
+        return result
 
     def exp(self, a: Lane) -> Lane:
-        return self._elementary(vector_math.exp, a)
+        return self._elementary(vector_math.exp, a, few=True)
 
     def expm1(self, a: Lane) -> Lane:
-        return self._elementary(vector_math.expm1, a)
+        return self._elementary(vector_math.expm1, a, few=True)
 
     def log(self, a: Lane) -> Lane:
-        return self._elementary(vector_math.log, a)
+        return self._elementary(vector_math.log, a, few=False)
 
     def log1p(self, a: Lane) -> Lane:
-        return self._elementary(vector_math.log1p, a)
+        return self._elementary(vector_math.log1p, a, few=False)
 
     def tanh(self, a: Lane) -> Lane:
-        return self._elementary(vector_math.tanh, a)
+        return self._elementary(vector_math.tanh, a, few=True)
 
     def sigmoid(self, a: Lane) -> Lane:
-        return self._elementary(vector_math.sigmoid, a)
+        return self._elementary(vector_math.sigmoid, a, few=True)
 
     def erf(self, a: Lane) -> Lane:
-        return self._elementary(vector_math.erf, a)
+        return self._elementary(vector_math.erf, a, few=False)
 
     def sin(self, a: Lane) -> Lane:
-        return self._elementary(vector_math.sin, a)
+        return self._elementary(vector_math.sin, a, few=True)
 
     def cos(self, a: Lane) -> Lane:
-        return self._elementary(vector_math.cos, a)
+        return self._elementary(vector_math.cos, a, few=True)
 
     def pow(self, a: Lane, b: Lane) -> Lane:
         if b.number == 1:
@@ -472,7 +476,7 @@ class VectorEmitter:
             return self.mul(self.mul(a, a), a)
         if b.number == -1:
             return self.div(self.const(1, a), a)
-        return self._elementary(vector_math.pow, a, b)
+        return self._elementary(vector_math.pow, a, b, few=False)
 
     def uniform(self, seed: Lane, offset: Lane, stream: int) -> Lane:
         """f32 in [0, 1) at the linear index of each lane; see ``philox``."""

@@ -47,6 +47,7 @@ class Function:
         self._lines: list[str] = ["entry:"]
         self._block = "entry"
         self._counter = 0
+        self._computed: tuple[str, str] | None = None
 
     def fresh(self, prefix: str = "t") -> str:
         """A new SSA name (with %)."""
@@ -141,18 +142,31 @@ class Function:
 
         The address is opaque, so loads from the table stay in the block where they are written:
         no pass hoists them out of loops, merges them with others or replaces them by constants.
+        ``follow`` a table's uses with the value that they gave: the next table of the block will be
+        read after it.
         """
         items: list[str] = []
         address, at = self.fresh("table"), len(self._lines)
+        before, self._computed = self._computed, None
         yield address, items
         if not items:
             return
         values = f"[{len(items)} x {kind}] [{', '.join(f'{kind} {item}' for item in items)}]"
         name = f"@table_{hashlib.sha256(values.encode()).hexdigest()[:16]}"
         self.declare(f"{name} = private unnamed_addr constant {values}, align 64")
-        # The number makes each call another one; it is an operand of no instruction.
-        text = f'call ptr asm sideeffect "", "=r,0,i"(ptr {name}, i64 {at}) memory(none)'
+        # An empty instruction. The number makes each another one; LLVM could merge equal ones.
+        constraints, operands = "=r,0,i", f"ptr {name}, i64 {at}"
+        if before is not None and before[0] == self._block:
+            constraints, operands = f"{constraints},X", f"{operands}, {before[1]}"
+        text = f'call ptr asm sideeffect "", "{constraints}"({operands}) memory(none)'
         self._lines.insert(at, f"  {address} = {text}")
+
+    def follow(self, kind: str, value: str) -> None:
+        """Has the next table of this block read after ``value``, of type ``kind``, is computed.
+
+        LLVM's scheduler would interleave independent computations until registers run out.
+        """
+        self._computed = (self._block, f"{kind} {value}")
 
     def element(self, base: str, kind: str, index: str | int) -> str:
         """Address of element ``index`` of an array of ``kind`` at ``base``."""

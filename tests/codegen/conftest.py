@@ -115,7 +115,7 @@ class Assembly:
         """Stores of vector registers and masks to the stack, and what reads them back.
 
         Not spills: callee-saved registers (``d8`` to ``d15`` on AArch64), arguments that were
-        passed on the stack, integers that are broadcast from it, and scalars of NEON's remainders.
+        passed on the stack, integers that are broadcast from it, and scalars.
         """
         return sum(self._spills_of(f.split("\n")) for f in re.split(r"(?m)^(?=\w+:)", self.text))
 
@@ -123,11 +123,14 @@ class Assembly:
         if self.target.triple.startswith("aarch64"):
             stack = r"\s+(?:str|ldr|stp|ldp|stur|ldur)\s+q.*\[(?:sp|x29)"
             return sum(bool(re.match(stack, line)) for line in function)
-        store = r"\s+(?:v\w+|kmov\w)\s+(?:\$\d+, )?%(?:[xyz]mm\d+|k\d), (-?\d*\(%r[sb]p\S*\))"
+        slot = r"(-?\d*\(%r[sb]p\S*?\))"
+        store = rf"\s+(?:v\w+|kmov\w)\s+(?:\$\d+, )?%(?:[xyz]mm\d+|k\d), {slot}"
         slots = {found[1] for line in function if (found := re.match(store, line))}
-        found = r"\s+(?:v\w+|kmov\w)\s.*?(-?\d*\(%r[sb]p\S*?\))"
-        used = [re.match(found, line) for line in function]
-        return sum(1 for slot in used if slot and slot[1] in slots)
+        scalar = {
+            found[1] for line in function if (found := re.match(rf"\s+v\w+s[sd]\s.*?{slot}", line))
+        }
+        used = [re.match(rf"\s+(?:v\w+|kmov\w)\s.*?{slot}", line) for line in function]
+        return sum(1 for found in used if found and found[1] in slots - scalar)
 
     @property
     def widths(self) -> list[int]:
