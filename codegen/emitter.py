@@ -224,6 +224,32 @@ class VectorEmitter:
         zero = "zeroinitializer" if self.lanes > 1 else "0"
         return Lane(self.fn.emit(f"icmp ne {kind} {raw}, {zero}"), bool_)
 
+    # ---- halves of vectors
+
+    def by_halves(self, step: Callable[..., Lane], *args: Lane) -> Lane:
+        """``step(emitter, *args)``, done for the lower half of the lanes and then for the upper."""
+        if self.lanes == 1:
+            return step(self, *args)
+        half = VectorEmitter(self.fn, self.lanes // 2, self.default, registers=self.registers)
+        parts = [step(half, *(self._half(v, k) for v in args)) for k in range(2)]
+        kind, dtype = half.type(parts[0].dtype), parts[0].dtype
+        if half.lanes == 1:
+            low = self.fn.emit(f"insertelement {self.type(dtype)} poison, {kind} {parts[0].text}, i64 0")
+            return Lane(self.fn.emit(f"insertelement {self.type(dtype)} {low}, {kind} {parts[1].text}, i64 1"), dtype)
+        operands = ", ".join(f"{kind} {part.text}" for part in parts)
+        order = ", ".join(f"i32 {k}" for k in range(self.lanes))
+        text = self.fn.emit(f"shufflevector {operands}, <{self.lanes} x i32> <{order}>")
+        return Lane(text, dtype)
+
+    def _half(self, v: Lane, which: int) -> Lane:
+        kind, lanes = self.type(v.dtype), self.lanes // 2
+        if lanes == 1:
+            return Lane(self.fn.emit(f"extractelement {kind} {v.text}, i64 {which}"), v.dtype)
+        order = ", ".join(f"i32 {k + which * lanes}" for k in range(lanes))
+        operands = f"{kind} {v.text}, {kind} poison"
+        text = self.fn.emit(f"shufflevector {operands}, <{lanes} x i32> <{order}>")
+        return Lane(text, v.dtype)
+
     # ---- building blocks
 
     def op(self, name: str, a: Lane, b: Lane) -> Lane:

@@ -7,6 +7,7 @@ width and fusion.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..errors import CompileError
@@ -26,18 +27,21 @@ def philox(
     """Four 32-bit words per lane; ``counter`` and ``key`` are i32 values."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
-    for step in range(ROUNDS):
-        if step:
-            k0 = e.add(k0, e.constant(_WEYL[0], int32))
-            k1 = e.add(k1, e.constant(_WEYL[1], int32))
-        high0, low0 = _multiply(e, c0, _MULTIPLIERS[0])
-        high1, low1 = _multiply(e, c2, _MULTIPLIERS[1])
-        c0, c1, c2, c3 = (
-            e.op("xor", e.op("xor", high1, c1), k0),
-            low1,
-            e.op("xor", e.op("xor", high0, c3), k1),
-            low0,
-        )
+    # Constants in registers would make the keys of all rounds invariants of the loop around: LLVM
+    # would compute them before it, more than there are registers.
+    with e.constants_in_memory(int32) as reader:
+        for step in range(ROUNDS):
+            if step:
+                k0 = e.add(k0, reader.constant(_WEYL[0], int32))
+                k1 = e.add(k1, reader.constant(_WEYL[1], int32))
+            high0, low0 = _multiply(e, c0, _MULTIPLIERS[0])
+            high1, low1 = _multiply(e, c2, _MULTIPLIERS[1])
+            c0, c1, c2, c3 = (
+                e.op("xor", e.op("xor", high1, c1), k0),
+                low1,
+                e.op("xor", e.op("xor", high0, c3), k1),
+                low0,
+            )
     return c0, c1, c2, c3
 
 
@@ -68,6 +72,31 @@ def _halves(e: VectorEmitter, v: Lane) -> tuple[Lane, Lane]:
 
 def _multiply(e: VectorEmitter, v: Lane, by: int) -> tuple[Lane, Lane]:
     """High and low 32 bits of the unsigned 64-bit product."""
+    if e.lanes > 1:
+        return _multiply_pairs(e, v, by)
     product = e.op("mul", e.convert("zext", v, int64), e.constant(by, int64))
     high = e.op("lshr", product, e.constant(32, int64))
     return e.convert("trunc", high, int32), e.convert("trunc", product, int32)
+
+
+def _multiply_pairs(e: VectorEmitter, v: Lane, by: int) -> tuple[Lane, Lane]:
+    """As ``_multiply``; even and odd lanes are multiplied as 64-bit lanes, where they lie.
+
+    That is what machines multiply (``vpmuludq``, ``umull``), and no value is wider than ``v``.
+    """
+    fn, lanes = e.fn, e.lanes
+    words, pairs = e.type(int32), f"<{lanes // 2} x i64>"
+    both = fn.emit(f"bitcast {words} {v.text} to {pairs}")
+    odd = fn.emit(f"lshr {pairs} {both}, splat (i64 32)")
+    even = fn.emit(f"and {pairs} {both}, splat (i64 {0xFFFFFFFF})")
+    products = []
+    for part in (even, odd):
+        product = fn.emit(f"mul {pairs} {part}, splat (i64 {by})")
+        products.append(fn.emit(f"bitcast {pairs} {product} to {words}"))
+
+    def picked(first: int) -> Lane:
+        order = ", ".join(f"i32 {k // 2 * 2 + first + k % 2 * lanes}" for k in range(lanes))
+        operands = ", ".join(f"{words} {product}" for product in products)
+        return replace(v, text=fn.emit(f"shufflevector {operands}, <{lanes} x i32> <{order}>"))
+
+    return picked(1), picked(0)

@@ -224,8 +224,8 @@ def pow(e: VectorEmitter, x: Lane, y: Lane) -> Lane:
     """
     _format("pow", x)
     if x.dtype is float32:
-        wide = e.pow(e.cast(x, float64), e.cast(y, float64))
-        return e.cast(wide, float32)
+        # In halves, so that a value in float64 is one register.
+        return e.by_halves(_pow_in_float64, x, y)
     zero, one, half = e.const(0, x), e.const(1, x), e.const(0.5, x)
     size = e.abs(x)
     trivial = e.logical_or(e.eq(y, zero), e.eq(x, one))
@@ -240,6 +240,10 @@ def pow(e: VectorEmitter, x: Lane, y: Lane) -> Lane:
     finite_negative = e.logical_and(e.lt(x, zero), e.gt(x, e.const(-_INFINITY, x)))
     undefined = e.logical_and(finite_negative, e.logical_not(whole))
     return e.select(undefined, e.const(_NAN, x), signed)
+
+
+def _pow_in_float64(e: VectorEmitter, x: Lane, y: Lane) -> Lane:
+    return e.cast(e.pow(e.cast(x, float64), e.cast(y, float64)), float32)
 
 
 def _format(name: str, x: Lane) -> Format:
