@@ -67,11 +67,14 @@ def literal(x: float, dtype: DType) -> str:
 
 @dataclass(frozen=True)
 class _Table:
-    """Constants of one dtype in memory: see ``Function.table``."""
+    """Constants of one size of element in memory: see ``Function.table``."""
 
-    dtype: DType
+    itemsize: int
     address: str
-    items: list[str]
+    items: list[tuple[str, str]]
+
+    def holds(self, dtype: DType) -> bool:
+        return dtype.itemsize == self.itemsize
 
 
 class VectorEmitter:
@@ -127,25 +130,25 @@ class VectorEmitter:
         if self.lanes > 1:
             text = f"splat ({scalar_type(dtype)} {text})"
         # 0 is made without a load.
-        if self._table is not None and self._table.dtype is dtype and x != 0:
-            self._table.items.append(text)
+        if self._table is not None and self._table.holds(dtype) and x != 0:
             kind = self.type(dtype)
+            self._table.items.append((kind, text))
             address = self.fn.element(self._table.address, kind, len(self._table.items) - 1)
             text = self.fn.load(kind, address, self.lanes * dtype.itemsize)
         return Lane(text, dtype, x)
 
     @contextmanager
     def constants_in_memory(self, dtype: DType) -> Iterator[VectorEmitter]:
-        """An emitter whose constants of ``dtype``, a float, are loaded where they are used.
+        """An emitter whose constants of the size of ``dtype`` are loaded where they are used.
 
         LLVM moves constants out of loops without asking whether registers are left for them.
         """
-        if self._table is not None and self._table.dtype is dtype:
+        if self._table is not None and self._table.holds(dtype):
             yield self
             return
-        with self.fn.table(self.type(dtype)) as table:
+        with self.fn.table() as table:
             reader = copy(self)
-            reader._table = _Table(dtype, *table)
+            reader._table = _Table(dtype.itemsize, *table)
             yield reader
 
     def splat(self, scalar: str, dtype: DType) -> Lane:
@@ -257,6 +260,25 @@ class VectorEmitter:
         self._same(name, a, b)
         return Lane(self.fn.emit(f"{name} {self.type(a.dtype)} {a.text}, {b.text}"), a.dtype)
 
+    def shift(self, name: str, v: Lane, count: int) -> Lane:
+        """``v`` shifted by ``count`` bits: ``shl``, ``lshr`` or ``ashr``."""
+        kind = self.type(v.dtype)
+        by = f"splat ({scalar_type(v.dtype)} {count})" if self.lanes > 1 else str(count)
+        return Lane(self.fn.emit(f"{name} {kind} {v.text}, {by}"), v.dtype)
+
+    def copysign(self, size: Lane, sign: Lane) -> Lane:
+        """The float ``size``, with the sign of ``sign``."""
+        if self._table is None or self.registers > 16:
+            return self.apply("copysign", size, sign)
+        lowest = self.op("and", self.bits(sign), self._sign_bit(sign, -1))
+        return self.unbits(self.op("or", self.bits(self.abs(size)), lowest))
+
+    def _sign_bit(self, like: Lane, factor: int) -> Lane:
+        """The sign bit of a float alone (-1), or all bits but it (1)."""
+        bits = int32 if like.dtype is float32 else int64
+        largest = (1 << 8 * like.dtype.itemsize - 1) - 1
+        return self.constant(largest if factor > 0 else -largest - 1, bits)
+
     def apply(self, name: str, *args: Lane) -> Lane:
         """The LLVM intrinsic ``llvm.NAME`` whose operands and result share one type."""
         kind = self.type(args[0].dtype)
@@ -320,6 +342,8 @@ class VectorEmitter:
 
     def abs(self, a: Lane) -> Lane:
         if a.dtype.is_float:
+            if self._table is not None and self.registers <= 16:
+                return self.unbits(self.op("and", self.bits(a), self._sign_bit(a, 1)))
             return self.apply("fabs", a)
         if a.dtype.np.kind in "ub":
             return a

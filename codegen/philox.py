@@ -61,13 +61,13 @@ def uniform(e: VectorEmitter, seed: Lane, offset: Lane, stream: int) -> Lane:
     where = e.add(_halves(e, offset)[0], e.constant(stream, int32))
     word = philox(e, (low, high, where, e.constant(0, int32)), _halves(e, seed))[0]
     # After the shift the word is below 2**24: exact as a float, and positive as a signed int.
-    upper = e.op("lshr", word, e.constant(8, int32))
+    upper = e.shift("lshr", word, 8)
     return e.mul(e.convert("sitofp", upper, float32), e.constant(2.0**-24, float32))
 
 
 def _halves(e: VectorEmitter, v: Lane) -> tuple[Lane, Lane]:
     low = e.convert("trunc", v, int32)
-    return low, e.convert("trunc", e.op("lshr", v, e.constant(32, int64)), int32)
+    return low, e.convert("trunc", e.shift("lshr", v, 32), int32)
 
 
 def _multiply(e: VectorEmitter, v: Lane, by: int) -> tuple[Lane, Lane]:
@@ -75,7 +75,7 @@ def _multiply(e: VectorEmitter, v: Lane, by: int) -> tuple[Lane, Lane]:
     if e.lanes > 1:
         return _multiply_pairs(e, v, by)
     product = e.op("mul", e.convert("zext", v, int64), e.constant(by, int64))
-    high = e.op("lshr", product, e.constant(32, int64))
+    high = e.shift("lshr", product, 32)
     return e.convert("trunc", high, int32), e.convert("trunc", product, int32)
 
 

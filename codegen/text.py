@@ -137,21 +137,22 @@ class Function:
         self.label(done)
 
     @contextmanager
-    def table(self, kind: str) -> Iterator[tuple[str, list[str]]]:
-        """``(address, items)`` of an array of constants of type ``kind``; fill in the items.
+    def table(self) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+        """``(address, items)`` of constants, one behind the other; fill in (type, value) pairs.
 
         The address is opaque, so loads from the table stay in the block where they are written:
         no pass hoists them out of loops, merges them with others or replaces them by constants.
         ``follow`` a table's uses with the value that they gave: the next table of the block will be
         read after it.
         """
-        items: list[str] = []
+        items: list[tuple[str, str]] = []
         address, at = self.fresh("table"), len(self._lines)
         before, self._computed = self._computed, None
         yield address, items
         if not items:
             return
-        values = f"[{len(items)} x {kind}] [{', '.join(f'{kind} {item}' for item in items)}]"
+        kinds = ", ".join(kind for kind, _ in items)
+        values = f"<{{ {kinds} }}> <{{ {', '.join(' '.join(item) for item in items)} }}>"
         name = f"@table_{hashlib.sha256(values.encode()).hexdigest()[:16]}"
         self.declare(f"{name} = private unnamed_addr constant {values}, align 64")
         # An empty instruction. The number makes each another one; LLVM could merge equal ones.
