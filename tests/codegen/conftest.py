@@ -121,9 +121,11 @@ class Assembly:
 
     def _spills_of(self, function: list[str]) -> int:
         if self.target.triple.startswith("aarch64"):
-            stack = r"\s+(?:str|ldr|stp|ldp|stur|ldur)\s+q.*\[(?:sp|x29)"
+            stack = r"\s+(?:str|ldr|stp|ldp|stur|ldur)\s+q.*\[sp"
             return sum(bool(re.match(stack, line)) for line in function)
-        slot = r"(-?\d*\(%r[sb]p\S*?\))"
+        slot = r"(-?\d*\(%rsp\S*?\))"
+        if any("%rsp, %rbp" in line for line in function):  # %rbp is the frame's address
+            slot = slot.replace("%rsp", "%r[sb]p")
         store = rf"\s+(?:v\w+|kmov\w)\s+(?:\$\d+, )?%(?:[xyz]mm\d+|k\d), {slot}"
         slots = {found[1] for line in function if (found := re.match(store, line))}
         scalar = {
