@@ -283,6 +283,13 @@ class Row:
                 self._held[base, at.at] = held
         return held
 
+    def again(self, base: str) -> str:
+        """The array at ``base`` for another sweep, which loads a long row again.
+
+        LLVM would keep the last vectors of a row in registers, which the sweep needs.
+        """
+        return base if self.short else self.e.fn.opaque("ptr", base)
+
     def keep(self, at: Position, v: Lane, base: str) -> None:
         """Keeps a value for later sweeps: in registers, or in the array at ``base``."""
         if self.short:

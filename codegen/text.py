@@ -155,12 +155,21 @@ class Function:
         values = f"<{{ {kinds} }}> <{{ {', '.join(' '.join(item) for item in items)} }}>"
         name = f"@table_{hashlib.sha256(values.encode()).hexdigest()[:16]}"
         self.declare(f"{name} = private unnamed_addr constant {values}, align 64")
-        # An empty instruction. The number makes each another one; LLVM could merge equal ones.
-        constraints, operands = "=r,0,i", f"ptr {name}, i64 {at}"
-        if before is not None and before[0] == self._block:
-            constraints, operands = f"{constraints},X", f"{operands}, {before[1]}"
-        text = f'call ptr asm sideeffect "", "{constraints}"({operands}) memory(none)'
-        self._lines.insert(at, f"  {address} = {text}")
+        after = before[1] if before is not None and before[0] == self._block else ""
+        self._lines.insert(at, f"  {address} = {self._opaque('ptr', name, after)}")
+
+    def opaque(self, kind: str, value: str) -> str:
+        """``value``, an integer or a pointer, of which LLVM knows nothing: what is computed from
+        it is not computed before, and not taken from what was computed before."""
+        return self.emit(self._opaque(kind, value))
+
+    def _opaque(self, kind: str, value: str, after: str = "") -> str:
+        """An empty instruction. The number makes each another one: LLVM could merge equal ones."""
+        self._counter += 1
+        constraints, operands = "=r,0,i", f"{kind} {value}, i64 {self._counter}"
+        if after:
+            constraints, operands = f"{constraints},X", f"{operands}, {after}"
+        return f'call {kind} asm sideeffect "", "{constraints}"({operands}) memory(none)'
 
     def follow(self, kind: str, value: str) -> None:
         """Has the next table of this block read after ``value``, of type ``kind``, is computed.

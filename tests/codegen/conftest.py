@@ -117,22 +117,13 @@ class Assembly:
         Not spills: callee-saved registers (``d8`` to ``d15`` on AArch64), arguments that were
         passed on the stack, integers that are broadcast from it, and scalars.
         """
-        return sum(self._spills_of(f.split("\n")) for f in re.split(r"(?m)^(?=\w+:)", self.text))
+        return len(self._spilling_lines())
 
-    def _spills_of(self, function: list[str]) -> int:
-        if self.target.triple.startswith("aarch64"):
-            stack = r"\s+(?:str|ldr|stp|ldp|stur|ldur)\s+q.*\[sp"
-            return sum(bool(re.match(stack, line)) for line in function)
-        slot = r"(-?\d*\(%rsp\S*?\))"
-        if any("%rsp, %rbp" in line for line in function):  # %rbp is the frame's address
-            slot = slot.replace("%rsp", "%r[sb]p")
-        store = rf"\s+(?:v\w+|kmov\w)\s+(?:\$\d+, )?%(?:[xyz]mm\d+|k\d), {slot}"
-        slots = {found[1] for line in function if (found := re.match(store, line))}
-        scalar = {
-            found[1] for line in function if (found := re.match(rf"\s+v\w+s[sd]\s.*?{slot}", line))
-        }
-        used = [re.match(rf"\s+(?:v\w+|kmov\w)\s.*?{slot}", line) for line in function]
-        return sum(1 for found in used if found and found[1] in slots - scalar)
+    @property
+    def inner_spills(self) -> int:
+        """Those of the spills that are in innermost loops."""
+        loops = self._innermost()
+        return sum(any(a <= i <= b for a, b in loops) for i in self._spilling_lines())
 
     @property
     def widths(self) -> list[int]:
@@ -140,9 +131,36 @@ class Assembly:
         wide = {64: r"%zmm\d", 32: r"%ymm\d", 16: r"\bv\d+\.(?:16b|8h|4s|2d)|\bq\d"}
         pattern = re.compile(r"\s+\w.*" + f"(?:{wide[self.target.vector_bytes]})")
         lines = self.text.split("\n")
-        loops = _loops(lines)
-        inner = [x for x in loops if not any(y != x and x[0] <= y[0] <= y[1] <= x[1] for y in loops)]
-        return [sum(bool(pattern.match(line)) for line in lines[a : b + 1]) for a, b in inner]
+        return [sum(bool(pattern.match(x)) for x in lines[a : b + 1]) for a, b in self._innermost()]
+
+    def _spilling_lines(self) -> list[int]:
+        found, first = [], 0
+        for function in re.split(r"(?m)^(?=\w+:)", self.text):
+            lines = function.split("\n")
+            found += [first + i for i in _spills_of(lines, self.target)]
+            first += len(lines) - 1
+        return found
+
+    def _innermost(self) -> list[tuple[int, int]]:
+        loops = _loops(self.text.split("\n"))
+        return [
+            (a, b) for a, b in loops if not any(a <= c <= d <= b and (a, b) != (c, d) for c, d in loops)
+        ]
+
+
+def _spills_of(function: Sequence[str], target: Target) -> list[int]:
+    if target.triple.startswith("aarch64"):
+        stack = r"\s+(?:str|ldr|stp|ldp|stur|ldur)\s+q.*\[sp"
+        return [i for i, line in enumerate(function) if re.match(stack, line)]
+    slot = r"(-?\d*\(%rsp\S*?\))"
+    if any("%rsp, %rbp" in line for line in function):  # %rbp is the frame's address
+        slot = slot.replace("%rsp", "%r[sb]p")
+    store = rf"\s+(?:v\w+|kmov\w)\s+(?:\$\d+, )?%(?:[xyz]mm\d+|k\d), {slot}"
+    scalar = rf"\s+v\w+s[sd]\s.*?{slot}"
+    slots = {found[1] for line in function if (found := re.match(store, line))}
+    slots -= {found[1] for line in function if (found := re.match(scalar, line))}
+    used = [re.match(rf"\s+(?:v\w+|kmov\w)\s.*?{slot}", line) for line in function]
+    return [i for i, found in enumerate(used) if found and found[1] in slots]
 
 
 def _loops(lines: Sequence[str]) -> list[tuple[int, int]]:

@@ -137,7 +137,7 @@ def contractions() -> Iterator[Case]:
         w = (64, 64 // groups, 3, 3)
         yield Case("conv2d", (x, w), attrs, note)
         yield Case("conv2d_grad_input", (x, w), {**attrs, "size": (14, 14)}, note)
-        yield Case("conv2d_grad_weight", (x, x), {**attrs, "kernel": (3, 3)}, note)
+        yield Case("conv2d_grad_weight", (x, x), {**attrs, "kernel_size": (3, 3)}, note)
     yield Case("linear", ((N, 300), (96, 300), (96,)))
     yield Case("linear_grad_weight", ((N, 96), (N, 300)))
     yield Case("matmul", ((N, 32, 64), (N, 64, 48)))
