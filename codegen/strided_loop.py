@@ -264,7 +264,14 @@ class StridedLoop:
         }
         lower_body(e, self.body, inputs)
         cost = trial.render().count("\n")
-        return 4 if cost <= 14 else 2 if cost <= 24 else 1
+        wanted = 4 if cost <= 14 else 2 if cost <= 24 else 1
+        # All loads come first, next to what does not change along the loop.
+        loads = sum(n.op == "input" for n in self.varying)
+        fixed = {n.value for n in self.fixed}
+        kept = len({v for n in self.varying for v in n.operands if v in fixed})
+        while wanted > 1 and wanted * (loads + 1) + kept > self.registers:
+            wanted //= 2
+        return wanted
 
 
 def pick_lanes(dtypes: Sequence[DType], target: Target) -> int:

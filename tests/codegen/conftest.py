@@ -121,8 +121,13 @@ class Assembly:
 
     @property
     def inner_spills(self) -> int:
-        """Those of the spills that are in innermost loops."""
-        loops = self._innermost()
+        """Those of the spills that are in innermost loops (of one block: no branch in the body)."""
+        lines = self.text.split("\n")
+        loops = [
+            (a, b)
+            for a, b in self._innermost()
+            if not any(line.startswith(".L") for line in lines[a + 1 : b])
+        ]
         return sum(any(a <= i <= b for a, b in loops) for i in self._spilling_lines())
 
     @property
@@ -144,7 +149,9 @@ class Assembly:
     def _innermost(self) -> list[tuple[int, int]]:
         loops = _loops(self.text.split("\n"))
         return [
-            (a, b) for a, b in loops if not any(a <= c <= d <= b and (a, b) != (c, d) for c, d in loops)
+            (a, b)
+            for a, b in loops
+            if not any(a <= c <= d <= b and (a, b) != (c, d) for c, d in loops)
         ]
 
 
