@@ -130,12 +130,23 @@ class VectorEmitter:
         if self.lanes > 1:
             text = f"splat ({scalar_type(dtype)} {text})"
         # 0 is made without a load.
-        if self._table is not None and self._table.holds(dtype) and x != 0:
-            kind = self.type(dtype)
-            self._table.items.append((kind, text))
-            address = self.fn.element(self._table.address, kind, len(self._table.items) - 1)
-            text = self.fn.load(kind, address, self.lanes * dtype.itemsize)
-        return Lane(text, dtype, x)
+        return Lane(self.loaded(text, dtype) if x != 0 else text, dtype, x)
+
+    def iota(self, dtype: DType) -> Lane:
+        """0, 1, 2, .. in the lanes, as integers of ``dtype``."""
+        if self.lanes == 1:
+            return self.constant(0, dtype)
+        items = ", ".join(f"{scalar_type(dtype)} {k}" for k in range(self.lanes))
+        return Lane(self.loaded(f"<{items}>", dtype), dtype)
+
+    def loaded(self, text: str, dtype: DType) -> str:
+        """The constant ``text``; a load of it if this emitter has ``constants_in_memory``."""
+        if self._table is None or not self._table.holds(dtype):
+            return text
+        kind = self.type(dtype)
+        self._table.items.append((kind, text))
+        address = self.fn.element(self._table.address, kind, len(self._table.items) - 1)
+        return self.fn.load(kind, address, self.lanes * dtype.itemsize)
 
     @contextmanager
     def constants_in_memory(self, dtype: DType) -> Iterator[VectorEmitter]:
@@ -237,8 +248,11 @@ class VectorEmitter:
         parts = [step(half, *(self._half(v, k) for v in args)) for k in range(2)]
         kind, dtype = half.type(parts[0].dtype), parts[0].dtype
         if half.lanes == 1:
-            low = self.fn.emit(f"insertelement {self.type(dtype)} poison, {kind} {parts[0].text}, i64 0")
-            return Lane(self.fn.emit(f"insertelement {self.type(dtype)} {low}, {kind} {parts[1].text}, i64 1"), dtype)
+            pair = "poison"
+            for k, part in enumerate(parts):
+                one = f"{kind} {part.text}, i64 {k}"
+                pair = self.fn.emit(f"insertelement {self.type(dtype)} {pair}, {one}")
+            return Lane(pair, dtype)
         operands = ", ".join(f"{kind} {part.text}" for part in parts)
         order = ", ".join(f"i32 {k}" for k in range(self.lanes))
         text = self.fn.emit(f"shufflevector {operands}, <{self.lanes} x i32> <{order}>")

@@ -71,11 +71,7 @@ def lane_indices(e: VectorEmitter, at: Size, dtype: DType) -> Lane:
         kind = memory_type(dtype)
         narrow = at if dtype is int64 else e.fn.emit(f"trunc i64 {at} to {kind}")
         first = e.splat(narrow, dtype)
-    if e.lanes == 1:
-        return first
-    kind = memory_type(dtype)
-    iota = "<" + ", ".join(f"{kind} {k}" for k in range(e.lanes)) + ">"
-    return e.add(first, Lane(iota, dtype))
+    return first if e.lanes == 1 else e.add(first, e.iota(dtype))
 
 
 # ---- loops over contiguous elements

@@ -53,12 +53,11 @@ def uniform(e: VectorEmitter, seed: Lane, offset: Lane, stream: int) -> Lane:
     """
     if e.index is None:
         raise CompileError("uniform needs the linear index of its element: pass index=")
-    index = e.splat(e.index, int64)
-    if e.lanes > 1:
-        iota = ", ".join(f"i64 {k}" for k in range(e.lanes))
-        index = type(index)(e.fn.emit(f"add {e.type(int64)} {index.text}, <{iota}>"), int64)
-    low, high = _halves(e, index)
-    where = e.add(_halves(e, offset)[0], e.constant(stream, int32))
+    with e.constants_in_memory(int64) as reader:
+        low, high = _halves(e, e.add(e.splat(e.index, int64), reader.iota(int64)))
+        # Known constants would make the first products invariants, which take registers, too.
+        known = e.constant(stream, int64)
+        where, _ = _halves(e, e.add(offset, replace(known, text=reader.loaded(known.text, int64))))
     word = philox(e, (low, high, where, e.constant(0, int32)), _halves(e, seed))[0]
     # After the shift the word is below 2**24: exact as a float, and positive as a signed int.
     upper = e.shift("lshr", word, 8)

@@ -1,4 +1,4 @@
-"""Elementary functions as polynomials over an emitter: no libm calls, no branches, no tables.
+"""Elementary functions as polynomials over an emitter: no libm calls, no branches, no look-ups.
 
 Coefficients are our own minimax fits (``benchmarks/fit_vector_math.py``); argument reductions are
 the classic ones (W. Cody and W. Waite, "Software Manual for the Elementary Functions", 1980).
