@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..ir.types import DType
 from .brgemm import Tile
 from .emitter import Lane, VectorEmitter, memory_type
-from .loops import STRAIGHT, Lanes, Position, Row, add_all, fold, sums
+from .loops import Lanes, Position, Row, add_all, fold, longest_straight, sums
 from .sizes import plus
 from .text import Function
 
@@ -96,8 +96,9 @@ def softmax_function(
     """
     params = [("ptr noalias", "row"), ("i64", "length")]
     f = Function(symbol, params, attributes="noinline nounwind")
-    e, scalar = VectorEmitter(f, lanes, dtype), VectorEmitter(f, 1, dtype)
-    short = length is not None and -(-length // lanes) <= STRAIGHT
+    e = VectorEmitter(f, lanes, dtype, registers=registers)
+    scalar = VectorEmitter(f, 1, dtype)
+    short = length is not None and -(-length // lanes) <= longest_straight(e)
     row = Row(e, length if length is not None and short else "%length")
     top = row.greatest(lambda at: row.load(at, "%row", dtype), dtype)
     nothing = scalar.eq(top, scalar.constant(-math.inf, dtype))

@@ -129,6 +129,8 @@ class _BatchNorm:
     def converted(self, e: VectorEmitter, number: Size) -> Lane:
         if isinstance(number, int):
             return e.constant(number, float64)
+        # Opaque: otherwise the vector would wait in a register while the sums need them.
+        number = self.fn.opaque("i64", number)
         return e.splat(self.fn.emit(f"sitofp i64 {number} to double"), float64)
 
     def zero_state(self, e: VectorEmitter) -> _State:
@@ -284,14 +286,14 @@ class _Columns(_BatchNorm):
 
         def block(_: Size, columns: list[Position]) -> None:
             width = len(columns)
-            known = self.per_channel(columns, 2, 3, 4)
+            means = [mean for (mean,) in self.per_channel(columns, 3)]
 
             def term(at: Position, acc: Lanes) -> Lanes:
                 g, x = self.row("%in0", at.at), self.row("%in1", at.at)
                 gs = [c.load(g, self.dtype) for c in columns]
                 ds = [
                     e.sub(c.load(x, self.dtype), mean)
-                    for c, (_, mean, _) in zip(columns, known, strict=True)
+                    for c, mean in zip(columns, means, strict=True)
                 ]
                 firsts = [e.add(a, v) for a, v in zip(acc[:width], gs, strict=True)]
                 pairs = zip(gs, ds, acc[width:], strict=True)
@@ -302,7 +304,8 @@ class _Columns(_BatchNorm):
             found = sums(e, rows, term, zeros, width=1, unroll=unroll, wide=True)
             count = self.count(e, self.outer)
             factors = []
-            for k, (at, (gamma, _mean, rstd)) in enumerate(zip(columns, known, strict=True)):
+            scales = self.per_channel(columns, 2, 4)
+            for k, (at, (gamma, rstd)) in enumerate(zip(columns, scales, strict=True)):
                 pair = (found[k], found[width + k])
                 *factor, dgamma, dbeta = self.gradient_factors(e, gamma, rstd, pair, count)
                 at.store(dgamma, "%out1")
@@ -311,8 +314,8 @@ class _Columns(_BatchNorm):
 
             def row(index: Size) -> None:
                 g, x, dx = (self.row(base, index) for base in ("%in0", "%in1", "%out0"))
-                for at, (scale, offset, slope), (_, mean, _) in zip(
-                    columns, factors, known, strict=True
+                for at, (scale, offset, slope), mean in zip(
+                    columns, factors, means, strict=True
                 ):
                     d = e.sub(at.load(x, self.dtype), mean)
                     inside = e.sub(at.load(g, self.dtype), offset)

@@ -177,7 +177,7 @@ class _CrossEntropy:
             weight = scalar.load(fn.element(self.weight, kind, label), dtype)
             loss = scalar.mul(weight, loss)
         if self.smoothing > 0 and mass is not None:
-            shift = e.splat(top.text, dtype)
+            shift, x = e.splat(top.text, dtype), row.again(x)
 
             def term(at: Position, acc: Lanes) -> Lanes:
                 centred = e.sub(row.load(at, x, dtype), shift)

@@ -8,6 +8,9 @@ used: fused multiply-adds are asked for by name.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,21 +65,42 @@ def literal(x: float, dtype: DType) -> str:
     return str(int(x))
 
 
+@dataclass(frozen=True)
+class _Table:
+    """Constants of one size of element in memory: see ``Function.table``."""
+
+    itemsize: int
+    address: str
+    items: list[tuple[str, str]]
+
+    def holds(self, dtype: DType) -> bool:
+        return dtype.itemsize == self.itemsize
+
+
 class VectorEmitter:
     """Emits into ``fn`` for vectors of ``lanes`` elements.
 
     ``dtype`` is the dtype of a ``const`` that names no other. ``index`` is the SSA name of the
     i64 linear index of lane 0 (lane k is at index + k); only ``uniform`` needs it. ``lanes`` is
     the same for every dtype: a vector wider than a register becomes several instructions.
+    ``registers`` is how many vector registers there are; with 16, elementary functions read their
+    constants from memory, as operands of the arithmetic.
     """
 
     def __init__(
-        self, fn: Function, lanes: int, dtype: DType = float32, index: str | None = None
+        self,
+        fn: Function,
+        lanes: int,
+        dtype: DType = float32,
+        index: str | None = None,
+        registers: int = 32,
     ) -> None:
         self.fn = fn
         self.lanes = lanes
         self.default = dtype
         self.index = index
+        self.registers = registers
+        self._table: _Table | None = None
 
     # ---- types, constants, memory
 
@@ -105,7 +129,38 @@ class VectorEmitter:
         text = literal(x, dtype)
         if self.lanes > 1:
             text = f"splat ({scalar_type(dtype)} {text})"
-        return Lane(text, dtype, x)
+        # 0 is made without a load.
+        return Lane(self.loaded(text, dtype) if x != 0 else text, dtype, x)
+
+    def iota(self, dtype: DType) -> Lane:
+        """0, 1, 2, .. in the lanes, as integers of ``dtype``."""
+        if self.lanes == 1:
+            return self.constant(0, dtype)
+        items = ", ".join(f"{scalar_type(dtype)} {k}" for k in range(self.lanes))
+        return Lane(self.loaded(f"<{items}>", dtype), dtype)
+
+    def loaded(self, text: str, dtype: DType) -> str:
+        """The constant ``text``; a load of it if this emitter has ``constants_in_memory``."""
+        if self._table is None or not self._table.holds(dtype):
+            return text
+        kind = self.type(dtype)
+        self._table.items.append((kind, text))
+        address = self.fn.element(self._table.address, kind, len(self._table.items) - 1)
+        return self.fn.load(kind, address, self.lanes * dtype.itemsize)
+
+    @contextmanager
+    def constants_in_memory(self, dtype: DType) -> Iterator[VectorEmitter]:
+        """An emitter whose constants of the size of ``dtype`` are loaded where they are used.
+
+        LLVM moves constants out of loops without asking whether registers are left for them.
+        """
+        if self._table is not None and self._table.holds(dtype):
+            yield self
+            return
+        with self.fn.table() as table:
+            reader = copy(self)
+            reader._table = _Table(dtype.itemsize, *table)
+            yield reader
 
     def splat(self, scalar: str, dtype: DType) -> Lane:
         """The scalar SSA name ``scalar`` (of ``scalar_type(dtype)``) in every lane."""
@@ -183,12 +238,60 @@ class VectorEmitter:
         zero = "zeroinitializer" if self.lanes > 1 else "0"
         return Lane(self.fn.emit(f"icmp ne {kind} {raw}, {zero}"), bool_)
 
+    # ---- halves of vectors
+
+    def by_halves(self, step: Callable[..., Lane], *args: Lane) -> Lane:
+        """``step(emitter, *args)``, done for the lower half of the lanes and then for the upper."""
+        if self.lanes == 1:
+            return step(self, *args)
+        half = VectorEmitter(self.fn, self.lanes // 2, self.default, registers=self.registers)
+        parts = [step(half, *(self._half(v, k) for v in args)) for k in range(2)]
+        kind, dtype = half.type(parts[0].dtype), parts[0].dtype
+        if half.lanes == 1:
+            pair = "poison"
+            for k, part in enumerate(parts):
+                one = f"{kind} {part.text}, i64 {k}"
+                pair = self.fn.emit(f"insertelement {self.type(dtype)} {pair}, {one}")
+            return Lane(pair, dtype)
+        operands = ", ".join(f"{kind} {part.text}" for part in parts)
+        order = ", ".join(f"i32 {k}" for k in range(self.lanes))
+        text = self.fn.emit(f"shufflevector {operands}, <{self.lanes} x i32> <{order}>")
+        return Lane(text, dtype)
+
+    def _half(self, v: Lane, which: int) -> Lane:
+        kind, lanes = self.type(v.dtype), self.lanes // 2
+        if lanes == 1:
+            return Lane(self.fn.emit(f"extractelement {kind} {v.text}, i64 {which}"), v.dtype)
+        order = ", ".join(f"i32 {k + which * lanes}" for k in range(lanes))
+        operands = f"{kind} {v.text}, {kind} poison"
+        text = self.fn.emit(f"shufflevector {operands}, <{lanes} x i32> <{order}>")
+        return Lane(text, v.dtype)
+
     # ---- building blocks
 
     def op(self, name: str, a: Lane, b: Lane) -> Lane:
         """The LLVM instruction ``name`` on two values of one dtype."""
         self._same(name, a, b)
         return Lane(self.fn.emit(f"{name} {self.type(a.dtype)} {a.text}, {b.text}"), a.dtype)
+
+    def shift(self, name: str, v: Lane, count: int) -> Lane:
+        """``v`` shifted by ``count`` bits: ``shl``, ``lshr`` or ``ashr``."""
+        kind = self.type(v.dtype)
+        by = f"splat ({scalar_type(v.dtype)} {count})" if self.lanes > 1 else str(count)
+        return Lane(self.fn.emit(f"{name} {kind} {v.text}, {by}"), v.dtype)
+
+    def copysign(self, size: Lane, sign: Lane) -> Lane:
+        """The float ``size``, with the sign of ``sign``."""
+        if self._table is None or self.registers > 16:
+            return self.apply("copysign", size, sign)
+        lowest = self.op("and", self.bits(sign), self._sign_bit(sign, -1))
+        return self.unbits(self.op("or", self.bits(self.abs(size)), lowest))
+
+    def _sign_bit(self, like: Lane, factor: int) -> Lane:
+        """The sign bit of a float alone (-1), or all bits but it (1)."""
+        bits = int32 if like.dtype is float32 else int64
+        largest = (1 << 8 * like.dtype.itemsize - 1) - 1
+        return self.constant(largest if factor > 0 else -largest - 1, bits)
 
     def apply(self, name: str, *args: Lane) -> Lane:
         """The LLVM intrinsic ``llvm.NAME`` whose operands and result share one type."""
@@ -253,6 +356,8 @@ class VectorEmitter:
 
     def abs(self, a: Lane) -> Lane:
         if a.dtype.is_float:
+            if self._table is not None and self.registers <= 16:
+                return self.unbits(self.op("and", self.bits(a), self._sign_bit(a, 1)))
             return self.apply("fabs", a)
         if a.dtype.np.kind in "ub":
             return a
@@ -389,32 +494,42 @@ class VectorEmitter:
 
     # ---- transcendental functions: see vector_math
 
+    def _elementary(self, function: Callable[..., Lane], *args: Lane, few: bool) -> Lane:
+        """``function`` of ``args``, its constants in registers if they are ``few`` and fit."""
+        dtype = args[0].dtype
+        if not dtype.is_float or (few and dtype is float32 and self.registers > 16):
+            return function(self, *args)
+        with self.constants_in_memory(dtype) as reader:
+            result = function(reader, *args)
+        self.fn.follow(self.type(result.dtype), result.text)
+        return result
+
     def exp(self, a: Lane) -> Lane:
-        return vector_math.exp(self, a)
+        return self._elementary(vector_math.exp, a, few=True)
 
     def expm1(self, a: Lane) -> Lane:
-        return vector_math.expm1(self, a)
+        return self._elementary(vector_math.expm1, a, few=True)
 
     def log(self, a: Lane) -> Lane:
-        return vector_math.log(self, a)
+        return self._elementary(vector_math.log, a, few=False)
 
     def log1p(self, a: Lane) -> Lane:
-        return vector_math.log1p(self, a)
+        return self._elementary(vector_math.log1p, a, few=False)
 
     def tanh(self, a: Lane) -> Lane:
-        return vector_math.tanh(self, a)
+        return self._elementary(vector_math.tanh, a, few=True)
 
     def sigmoid(self, a: Lane) -> Lane:
-        return vector_math.sigmoid(self, a)
+        return self._elementary(vector_math.sigmoid, a, few=True)
 
     def erf(self, a: Lane) -> Lane:
-        return vector_math.erf(self, a)
+        return self._elementary(vector_math.erf, a, few=False)
 
     def sin(self, a: Lane) -> Lane:
-        return vector_math.sin(self, a)
+        return self._elementary(vector_math.sin, a, few=True)
 
     def cos(self, a: Lane) -> Lane:
-        return vector_math.cos(self, a)
+        return self._elementary(vector_math.cos, a, few=True)
 
     def pow(self, a: Lane, b: Lane) -> Lane:
         if b.number == 1:
@@ -425,7 +540,7 @@ class VectorEmitter:
             return self.mul(self.mul(a, a), a)
         if b.number == -1:
             return self.div(self.const(1, a), a)
-        return vector_math.pow(self, a, b)
+        return self._elementary(vector_math.pow, a, b, few=False)
 
     def uniform(self, seed: Lane, offset: Lane, stream: int) -> Lane:
         """f32 in [0, 1) at the linear index of each lane; see ``philox``."""

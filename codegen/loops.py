@@ -12,8 +12,6 @@ from .text import Function
 
 Lanes = tuple[Lane, ...]
 
-# Longest row, in registers, that is written without a loop and kept in registers.
-STRAIGHT = 8
 # Steps whose float32 sums are taken before they are added up in float64.
 CHUNK_STEPS = 16
 
@@ -73,14 +71,15 @@ def lane_indices(e: VectorEmitter, at: Size, dtype: DType) -> Lane:
         kind = memory_type(dtype)
         narrow = at if dtype is int64 else e.fn.emit(f"trunc i64 {at} to {kind}")
         first = e.splat(narrow, dtype)
-    if e.lanes == 1:
-        return first
-    kind = memory_type(dtype)
-    iota = "<" + ", ".join(f"{kind} {k}" for k in range(e.lanes)) + ">"
-    return e.add(first, Lane(iota, dtype))
+    return first if e.lanes == 1 else e.add(first, e.iota(dtype))
 
 
 # ---- loops over contiguous elements
+
+
+def longest_straight(e: VectorEmitter) -> int:
+    """Longest row, in vectors, that is written without a loop and kept in registers."""
+    return e.registers // 4
 
 Body = Callable[[Position, Lanes], Sequence[Lane]]
 Merge = Callable[[VectorEmitter, Lanes, Lanes], Sequence[Lane]]
@@ -101,7 +100,6 @@ def sweep(
     start: Size = 0,
     width: int | None = None,
     unroll: int = 4,
-    straight: int = STRAIGHT,
 ) -> Lanes:
     """Runs ``body(position, carried)`` over ``start .. start + stop`` and merges what it carries.
 
@@ -119,7 +117,7 @@ def sweep(
         where = Position(e, plus(fn, start, at), mask_of(e, count) if partial else None)
         return tuple(body(where, carried))
 
-    if isinstance(stop, int) and -(-stop // width) <= straight:
+    if isinstance(stop, int) and -(-stop // width) <= longest_straight(e):
         for k, at in enumerate(range(0, stop, width)):
             sets[k % unroll] = run(at, min(width, stop - at), sets[k % unroll])
         return _merged(e, sets[: max(1, -(-stop // width))], merge)
@@ -229,7 +227,7 @@ def fold(e: VectorEmitter, values: Sequence[Lane], merge: Merge) -> Lanes:
     lanes, current = e.lanes, tuple(values)
     while lanes > 1:
         lanes //= 2
-        half = VectorEmitter(e.fn, lanes, e.default)
+        half = VectorEmitter(e.fn, lanes, e.default, registers=e.registers)
         low, high = _halves(e.fn, current, lanes, 0), _halves(e.fn, current, lanes, lanes)
         current = tuple(merge(half, low, high))
     return current
@@ -268,7 +266,9 @@ class Row:
 
     @property
     def short(self) -> bool:
-        return isinstance(self.length, int) and -(-self.length // self.e.lanes) <= STRAIGHT
+        return isinstance(self.length, int) and -(-self.length // self.e.lanes) <= longest_straight(
+            self.e
+        )
 
     def load(self, at: Position, base: str, dtype: DType) -> Lane:
         """The row's elements of the array at ``base``, loaded once if the row is short."""
@@ -278,6 +278,13 @@ class Row:
             if self.short:
                 self._held[base, at.at] = held
         return held
+
+    def again(self, base: str) -> str:
+        """The array at ``base`` for another sweep, which loads a long row again.
+
+        LLVM would keep the last vectors of a row in registers, which the sweep needs.
+        """
+        return base if self.short else self.e.fn.opaque("ptr", base)
 
     def keep(self, at: Position, v: Lane, base: str) -> None:
         """Keeps a value for later sweeps: in registers, or in the array at ``base``."""

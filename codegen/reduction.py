@@ -191,8 +191,16 @@ class _Reduction:
                 place = Position(e, plus(self.fn, offset, column.at), column.active)
                 place.store(result, "%out0")
 
-        group = max(1, vectors_per_block(self.w.target, e, inner.extent))
+        group = max(1, min(self._most_vectors(), vectors_per_block(self.w.target, e, inner.extent)))
         return for_each_column_block(self.w, e, outer, inner.extent, block, group)
+
+    def _most_vectors(self) -> int:
+        """Vectors of neighbouring outputs whose accumulators, two of each, fit in registers."""
+        registers = self.w.target.registers
+        if self.node.op not in ARGUMENTS:
+            return registers // 4
+        # A value and its index, which may be wider, take half of the registers.
+        return registers // 4 // (1 + self.index.itemsize // self.dtype.itemsize)
 
     def _accumulate_rows(
         self,
@@ -225,7 +233,7 @@ class _Reduction:
             ]
 
         length = self.w.size(rows.extent)
-        unroll = 4 if len(columns) == 1 else 2
+        unroll = 4 if len(columns) == 1 and self.node.op not in ARGUMENTS else 2
         if self.node.op in SUMS:
             zeros = [e.constant(0, self.dtype)] * len(columns)
             found = sums(
@@ -380,8 +388,9 @@ class _Reduction:
     def _divisor(self, e: VectorEmitter) -> Lane:
         if isinstance(self.count, int):
             return e.constant(self.count, float64)
-        count = self.fn.emit(f"sitofp i64 {self.w.size(self.count)} to double")
-        return e.splat(count, float64)
+        # Opaque: otherwise the vector would wait in a register while the sums need them.
+        size = self.fn.opaque("i64", str(self.w.size(self.count)))
+        return e.splat(self.fn.emit(f"sitofp i64 {size} to double"), float64)
 
 
 def _total(dtype: DType) -> DType:

@@ -80,6 +80,7 @@ def exponentials(row: Row, x: str, dtype: DType, keep: str | None) -> tuple[Lane
     e = row.e
     top = row.greatest(lambda at: row.load(at, x, dtype), dtype)
     shift = e.splat(top.text, dtype)
+    x = row.again(x)
 
     def term(at: Position, acc: Lanes) -> Lanes:
         p = e.exp(e.sub(row.load(at, x, dtype), shift))
@@ -110,6 +111,7 @@ def _log_softmax_row(row: Row, out: str, x: str, dtype: DType) -> None:
     top, total = exponentials(row, x, dtype, None)
     log = scalar.log(scalar.cast(total, dtype))
     shift, logs = e.splat(top.text, dtype), e.splat(log.text, dtype)
+    x = row.again(x)
 
     def subtract(at: Position, acc: Lanes) -> Lanes:
         # In this order: the first difference is exact near the maximum.

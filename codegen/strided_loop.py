@@ -47,6 +47,7 @@ class StridedLoop:
         self.used = {
             int(n.attrs["path"]) for n in body.sources("input") if body.use_count(n.value)
         }
+        self.registers = target.registers
         self.lanes = pick_lanes([n.type.dtype for n in body.nodes], target)
         contiguous = all(s in (0, 1) for s in self.inner.strides)
         self.masked_tail = contiguous and has_masked_memory(
@@ -157,7 +158,7 @@ class StridedLoop:
         for k, t in enumerate(self.outputs):
             pointer = f"%out{k}"
             outs.append(pointer if base == "0" else fn.element(pointer, memory_type(t.dtype), base))
-        wide = VectorEmitter(fn, self.lanes)
+        wide = VectorEmitter(fn, self.lanes, registers=self.registers)
         env = self._fixed_values(wide, ins)
         at: str = start
         for unroll in (self._unroll(), 1) if self._unroll() > 1 else (1,):
@@ -263,7 +264,14 @@ class StridedLoop:
         }
         lower_body(e, self.body, inputs)
         cost = trial.render().count("\n")
-        return 4 if cost <= 14 else 2 if cost <= 24 else 1
+        wanted = 4 if cost <= 14 else 2 if cost <= 24 else 1
+        # All loads come first, next to what does not change along the loop.
+        loads = sum(n.op == "input" for n in self.varying)
+        fixed = {n.value for n in self.fixed}
+        kept = len({v for n in self.varying for v in n.operands if v in fixed})
+        while wanted > 1 and wanted * (loads + 1) + kept > self.registers:
+            wanted //= 2
+        return wanted
 
 
 def pick_lanes(dtypes: Sequence[DType], target: Target) -> int:

@@ -7,6 +7,7 @@ it defines.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -51,6 +52,7 @@ class Function:
         self._lines: list[str] = ["entry:"]
         self._block = "entry"
         self._counter = 0
+        self._computed: tuple[str, str] | None = None
 
     def fresh(self, prefix: str = "t") -> str:
         """A new SSA name (with %)."""
@@ -138,6 +140,48 @@ class Function:
         yield
         self.do(f"br label %{done}")
         self.label(done)
+
+    @contextmanager
+    def table(self) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+        """``(address, items)`` of constants, one behind the other; fill in (type, value) pairs.
+
+        The address is opaque, so loads from the table stay in the block where they are written:
+        no pass hoists them out of loops, merges them with others or replaces them by constants.
+        ``follow`` a table's uses with the value that they gave: the next table of the block will be
+        read after it.
+        """
+        items: list[tuple[str, str]] = []
+        address, at = self.fresh("table"), len(self._lines)
+        before, self._computed = self._computed, None
+        yield address, items
+        if not items:
+            return
+        kinds = ", ".join(kind for kind, _ in items)
+        values = f"<{{ {kinds} }}> <{{ {', '.join(' '.join(item) for item in items)} }}>"
+        name = f"@table_{hashlib.sha256(values.encode()).hexdigest()[:16]}"
+        self.declare(f"{name} = private unnamed_addr constant {values}, align 64")
+        after = before[1] if before is not None and before[0] == self._block else ""
+        self._lines.insert(at, f"  {address} = {self._opaque('ptr', name, after)}")
+
+    def opaque(self, kind: str, value: str) -> str:
+        """``value``, an integer or a pointer, of which LLVM knows nothing: what is computed from
+        it is not computed before, and not taken from what was computed before."""
+        return self.emit(self._opaque(kind, value))
+
+    def _opaque(self, kind: str, value: str, after: str = "") -> str:
+        """An empty instruction. The number makes each another one: LLVM could merge equal ones."""
+        self._counter += 1
+        constraints, operands = "=r,0,i", f"{kind} {value}, i64 {self._counter}"
+        if after:
+            constraints, operands = f"{constraints},X", f"{operands}, {after}"
+        return f'call {kind} asm sideeffect "", "{constraints}"({operands}) memory(none)'
+
+    def follow(self, kind: str, value: str) -> None:
+        """Has the next table of this block read after ``value``, of type ``kind``, is computed.
+
+        LLVM's scheduler would interleave independent computations until registers run out.
+        """
+        self._computed = (self._block, f"{kind} {value}")
 
     def element(self, base: str, kind: str, index: str | int) -> str:
         """Address of element ``index`` of an array of ``kind`` at ``base``."""

@@ -1,4 +1,4 @@
-"""Elementary functions as polynomials over an emitter: no libm calls, no branches, no tables.
+"""Elementary functions as polynomials over an emitter: no libm calls, no branches, no look-ups.
 
 Coefficients are our own minimax fits (``benchmarks/fit_vector_math.py``); argument reductions are
 the classic ones (W. Cody and W. Waite, "Software Manual for the Elementary Functions", 1980).
@@ -24,6 +24,7 @@ NaN gives NaN and infinities give the limits. Subnormal results of exp become 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from ..errors import UnsupportedError
@@ -38,10 +39,14 @@ _NAN = float("nan")
 
 
 def polynomial(e: VectorEmitter, x: Lane, coefficients: Sequence[float]) -> Lane:
-    """Horner's rule with fused multiply-adds; ``coefficients`` are lowest order first."""
-    value = e.const(coefficients[-1], x)
-    for c in reversed(coefficients[:-1]):
-        value = e.fma(value, x, e.const(c, x))
+    """Horner's rule with fused multiply-adds; ``coefficients`` are lowest order first.
+
+    Many coefficients would take too many registers: they are read from memory.
+    """
+    with e.constants_in_memory(x.dtype) if len(coefficients) > 6 else nullcontext(e) as reader:
+        value = reader.const(coefficients[-1], x)
+        for c in reversed(coefficients[:-1]):
+            value = reader.fma(value, x, reader.const(c, x))
     return value
 
 
@@ -75,7 +80,7 @@ def _reduce_exp(e: VectorEmitter, f: Format, x: Lane) -> tuple[Lane, Lane, Lane]
 
 def _power_of_two(e: VectorEmitter, f: Format, n: Lane, bias: int) -> Lane:
     """The float with exponent field ``n + bias``; bits of ``n`` above the field drop out."""
-    exponent = e.op("shl", n, e.const(f.mantissa_bits, n))
+    exponent = e.shift("shl", n, f.mantissa_bits)
     return e.unbits(e.add(exponent, e.const(bias << f.mantissa_bits, n)))
 
 
@@ -98,7 +103,7 @@ def log1p(e: VectorEmitter, x: Lane) -> Lane:
     lost = e.sub(x, e.sub(u, e.const(1, x)))
     # 2**-k; for x so large that nothing was lost the exponent may not be representable.
     one = e.const(f.bias << f.mantissa_bits, exponent)
-    inverse = e.unbits(e.sub(one, e.op("shl", exponent, e.const(f.mantissa_bits, exponent))))
+    inverse = e.unbits(e.sub(one, e.shift("shl", exponent, f.mantissa_bits)))
     large = e.gt(x, e.const(2.0**60, x))
     z = e.select(large, z, e.fma(lost, inverse, z))
     return _log_limits(e, u, _log_of(e, f, _exponent_to_float(e, f, exponent), z))
@@ -113,10 +118,8 @@ def _split_log(e: VectorEmitter, f: Format, x: Lane) -> tuple[Lane, Lane]:
 def _split_log_exponent(e: VectorEmitter, f: Format, x: Lane) -> tuple[Lane, Lane]:
     bits = e.bits(x)
     offset = 0x3F3504F3 if f.mantissa_bits == 23 else 0x3FE6A09E667F3BCD
-    exponent = e.op(
-        "ashr", e.sub(bits, e.const(offset, bits)), e.const(f.mantissa_bits, bits)
-    )
-    mantissa = e.sub(bits, e.op("shl", exponent, e.const(f.mantissa_bits, bits)))
+    exponent = e.shift("ashr", e.sub(bits, e.const(offset, bits)), f.mantissa_bits)
+    mantissa = e.sub(bits, e.shift("shl", exponent, f.mantissa_bits))
     return exponent, e.sub(e.unbits(mantissa), e.const(1, x))
 
 
@@ -151,7 +154,7 @@ def tanh(e: VectorEmitter, x: Lane) -> Lane:
     f = _format("tanh", x)
     size = e.minimum(e.abs(x), e.const(f.tanh_limit, x))
     m = expm1(e, e.add(size, size))
-    return e.apply("copysign", e.div(m, e.add(m, e.const(2, x))), x)
+    return e.copysign(e.div(m, e.add(m, e.const(2, x))), x)
 
 
 def sigmoid(e: VectorEmitter, x: Lane) -> Lane:
@@ -168,14 +171,14 @@ def erf(e: VectorEmitter, x: Lane) -> Lane:
         size = e.minimum(e.abs(x), limit)
         z = e.mul(size, size)
         quotient = e.div(e.mul(size, polynomial(e, z, ERF_P)), polynomial(e, z, ERF_Q))
-        return e.apply("copysign", e.minimum(quotient, one), x)
+        return e.copysign(e.minimum(quotient, one), x)
     size = e.minimum(e.abs(x), e.const(6, x))
     small = e.fma(size, polynomial(e, e.mul(size, size), ERF_SMALL), size)
     shift = e.const(2.5, x)
     t = e.div(e.sub(size, shift), e.add(size, shift))
     tail = e.mul(exp(e, e.neg(e.mul(size, size))), polynomial(e, t, ERFCX))
     large = e.sub(e.const(1, x), tail)
-    return e.apply("copysign", e.select(e.gt(size, e.const(1, x)), large, small), x)
+    return e.copysign(e.select(e.gt(size, e.const(1, x)), large, small), x)
 
 
 def sin(e: VectorEmitter, x: Lane) -> Lane:
@@ -207,7 +210,7 @@ def _sin_of_quadrant(e: VectorEmitter, x: Lane, name: str, quadrant: int) -> Lan
     odd = e.ne(e.op("and", turn, e.const(1, turn)), e.const(0, turn))
     value = e.select(odd, cosine, sine)
     width = f.mantissa_bits + (9 if f.mantissa_bits == 23 else 12)
-    sign = e.op("shl", e.op("and", turn, e.const(2, turn)), e.const(width - 2, turn))
+    sign = e.shift("shl", e.op("and", turn, e.const(2, turn)), width - 2)
     return e.unbits(e.op("xor", e.bits(value), sign))
 
 
@@ -219,22 +222,26 @@ def pow(e: VectorEmitter, x: Lane, y: Lane) -> Lane:
     """
     _format("pow", x)
     if x.dtype is float32:
-        wide = pow(e, e.cast(x, float64), e.cast(y, float64))
-        return e.cast(wide, float32)
-    zero, one, half = e.const(0, x), e.const(1, x), e.const(0.5, x)
-    size = e.abs(x)
+        # In halves, so that a value in float64 is one register.
+        return e.by_halves(_pow_in_float64, x, y)
+    size, zero = e.abs(x), e.const(0, x)
+    value = exp(e, e.mul(y, log(e, size)))
+    one = e.const(1, x)
     trivial = e.logical_or(e.eq(y, zero), e.eq(x, one))
-    # (-1) ** +-inf is 1 as well: there log is 0 and the product would be NaN.
+    # (-1) ** +-inf is 1 as well: there log is 0 and the product is NaN.
     flat = e.logical_and(e.eq(size, one), e.eq(e.abs(y), e.const(_INFINITY, x)))
-    exponent = e.mul(y, log(e, size))
-    value = exp(e, e.select(e.logical_or(trivial, flat), zero, exponent))
+    value = e.select(e.logical_or(trivial, flat), one, value)
     whole = e.eq(e.trunc(y), y)
-    halved = e.mul(y, half)
+    halved = e.mul(y, e.const(0.5, x))
     odd = e.logical_and(whole, e.ne(e.trunc(halved), halved))
-    signed = e.select(odd, e.apply("copysign", value, x), value)
+    signed = e.select(odd, e.copysign(value, x), value)
     finite_negative = e.logical_and(e.lt(x, zero), e.gt(x, e.const(-_INFINITY, x)))
     undefined = e.logical_and(finite_negative, e.logical_not(whole))
     return e.select(undefined, e.const(_NAN, x), signed)
+
+
+def _pow_in_float64(e: VectorEmitter, x: Lane, y: Lane) -> Lane:
+    return e.cast(e.pow(e.cast(x, float64), e.cast(y, float64)), float32)
 
 
 def _format(name: str, x: Lane) -> Format:

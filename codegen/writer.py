@@ -38,7 +38,7 @@ class KernelWriter:
         if isinstance(extent, int):
             while lanes > 1 and lanes // 2 >= extent:
                 lanes //= 2
-        return VectorEmitter(self.fn, lanes, dtype)
+        return VectorEmitter(self.fn, lanes, dtype, registers=self.target.registers)
 
     def size(self, extent: Extent) -> Size:
         """An extent as a number or as the i64 that holds it."""

@@ -112,10 +112,78 @@ class Assembly:
 
     @property
     def spills(self) -> int:
-        """Vector loads and stores on the stack (saving callee-saved registers is not one)."""
-        if self.target.triple.startswith("aarch64"):
-            return self.count(r"(?:str|ldr|stp|ldp|stur|ldur)\s+q.*\[sp")
-        return self.count(r"v\w+\s.*\(%rsp\)")
+        """Stores of vector registers and masks to the stack, and what reads them back.
+
+        Not spills: callee-saved registers (``d8`` to ``d15`` on AArch64), arguments that were
+        passed on the stack, integers that are broadcast from it, and scalars.
+        """
+        return len(self._spilling_lines())
+
+    @property
+    def inner_spills(self) -> int:
+        """Those of the spills that are in innermost loops (of one block: no branch in the body)."""
+        lines = self.text.split("\n")
+        loops = [
+            (a, b)
+            for a, b in self._innermost()
+            if not any(line.startswith(".L") for line in lines[a + 1 : b])
+        ]
+        return sum(any(a <= i <= b for a, b in loops) for i in self._spilling_lines())
+
+    @property
+    def widths(self) -> list[int]:
+        """For each innermost loop, its instructions on registers of the target's full width."""
+        wide = {64: r"%zmm\d", 32: r"%ymm\d", 16: r"\bv\d+\.(?:16b|8h|4s|2d)|\bq\d"}
+        pattern = re.compile(r"\s+\w.*" + f"(?:{wide[self.target.vector_bytes]})")
+        lines = self.text.split("\n")
+        return [sum(bool(pattern.match(x)) for x in lines[a : b + 1]) for a, b in self._innermost()]
+
+    def _spilling_lines(self) -> list[int]:
+        found, first = [], 0
+        for function in re.split(r"(?m)^(?=\w+:)", self.text):
+            lines = function.split("\n")
+            found += [first + i for i in _spills_of(lines, self.target)]
+            first += len(lines) - 1
+        return found
+
+    def _innermost(self) -> list[tuple[int, int]]:
+        loops = _loops(self.text.split("\n"))
+        return [
+            (a, b)
+            for a, b in loops
+            if not any(a <= c <= d <= b and (a, b) != (c, d) for c, d in loops)
+        ]
+
+
+def _spills_of(function: Sequence[str], target: Target) -> list[int]:
+    if target.triple.startswith("aarch64"):
+        stack = r"\s+(?:str|ldr|stp|ldp|stur|ldur)\s+q.*\[sp"
+        return [i for i, line in enumerate(function) if re.match(stack, line)]
+    slot = r"(-?\d*\(%rsp\S*?\))"
+    if any("%rsp, %rbp" in line for line in function):  # %rbp is the frame's address
+        slot = slot.replace("%rsp", "%r[sb]p")
+    store = rf"\s+(?:v\w+|kmov\w)\s+(?:\$\d+, )?%(?:[xyz]mm\d+|k\d), {slot}"
+    scalar = rf"\s+v\w+s[sd]\s.*?{slot}"
+    slots = {found[1] for line in function if (found := re.match(store, line))}
+    slots -= {found[1] for line in function if (found := re.match(scalar, line))}
+    used = [re.match(rf"\s+(?:v\w+|kmov\w)\s.*?{slot}", line) for line in function]
+    # What is stored and not read again is an argument for a call.
+    reads = [u for u, line in zip(used, function, strict=True) if not re.match(store, line)]
+    slots &= {read[1] for read in reads if read}
+    return [i for i, found in enumerate(used) if found and found[1] in slots]
+
+
+def _loops(lines: Sequence[str]) -> list[tuple[int, int]]:
+    """(label, backward branch) of every loop, as line numbers."""
+    labels: dict[str, int] = {}
+    found = set()
+    for i, line in enumerate(lines):
+        if label := re.match(r"(\.L\w+):", line):
+            labels[label[1]] = i
+        branch = re.match(r"\s+(?:j\w+|b(?:\.\w+)?|cbn?z|tbn?z)\s.*?(\.L\w+)", line)
+        if branch and branch[1] in labels:
+            found.add((labels[branch[1]], i))
+    return sorted(found)
 
 
 @pytest.fixture(scope="session")

@@ -17,12 +17,14 @@ UNARY = ("exp", "expm1", "log", "log1p", "tanh", "sigmoid", "erf", "sin", "cos")
 FLOATS = (float32, float64)
 
 
-def function_kernel(name: str, dtype: DType, lanes: int, arity: int = 1) -> Kernel:
+def function_kernel(
+    name: str, dtype: DType, lanes: int, arity: int = 1, registers: int = 32
+) -> Kernel:
     """out[i] = name(in0[i], ..) over N vectors."""
     ins = [f"in{k}" for k in range(arity)]
     params = [("ptr", p) for p in ["out0", *ins, "scratch", "status"]]
     fn = Function(f"f_{name}", [*params, *[("i64", p) for p in ("N", "begin", "end")]])
-    e = VectorEmitter(fn, lanes, dtype)
+    e = VectorEmitter(fn, lanes, dtype, registers=registers)
     with fn.loop("%N") as loop:
         at = fn.emit(f"mul i64 {loop.index}, {lanes}")
         kind = memory_type(dtype)
@@ -33,13 +35,15 @@ def function_kernel(name: str, dtype: DType, lanes: int, arity: int = 1) -> Kern
 
 @pytest.fixture
 def evaluate(run: Callable[..., Any]) -> Callable[..., np.ndarray]:
-    """``evaluate(name, *arrays, lanes=8)``: one of our functions on arrays of one dtype."""
+    """``evaluate(name, *arrays, lanes=8, registers=32)``: a function on arrays of one dtype."""
 
-    def call(name: str, *arrays: np.ndarray, lanes: int = 8) -> np.ndarray:
+    def call(
+        name: str, *arrays: np.ndarray, lanes: int = 8, registers: int = 32
+    ) -> np.ndarray:
         count = arrays[0].size
         padded = [np.resize(a, -(-count // lanes) * lanes) for a in arrays]
         out = np.empty_like(padded[0])
-        kernel = function_kernel(name, dtype_of(out.dtype), lanes, len(arrays))
+        kernel = function_kernel(name, dtype_of(out.dtype), lanes, len(arrays), registers)
         run(kernel, [out], padded, out.size // lanes)
         return out[:count]
 
@@ -197,11 +201,23 @@ def test_pow_has_the_special_cases_of_numpy(
     np.testing.assert_array_equal(np.signbit(got)[zero], np.signbit(expected)[zero])
 
 
-@pytest.mark.parametrize("name", ["exp", "expm1", "log", "log1p", "tanh", "sigmoid", "erf", "sin"])
+@pytest.mark.parametrize("dtype", FLOATS, ids=lambda d: d.short)
+@pytest.mark.parametrize("name", [*UNARY, "pow"])
+def test_constants_in_memory_give_the_bits_of_those_in_registers(
+    name: str, dtype: DType, evaluate: Callable[..., np.ndarray]
+) -> None:
+    x = np.abs(samples(name, dtype, 500))
+    arrays = [x, np.roll(x, 1) % 4] if name == "pow" else [x]
+    few, many = (evaluate(name, *arrays, registers=r) for r in (16, 32))
+    np.testing.assert_array_equal(few, many)
+
+
+@pytest.mark.parametrize("name", UNARY)
 def test_functions_are_packed_arithmetic_without_calls_or_spills(
     name: str, target: Target, asm_for: Callable[..., Any]
 ) -> None:
-    code = asm_for(function_kernel(name, float32, target.lanes(float32)), target)
+    lanes = target.lanes(float32)
+    code = asm_for(function_kernel(name, float32, lanes, registers=target.registers), target)
     fused = {
         AVX512: r"vfn?m\w+ps\s.*%zmm",
         AVX2: r"vfn?m\w+ps\s.*%ymm",
