@@ -2,6 +2,7 @@
 
     python benchmarks/peers.py                                 # all rows, 1 and 2 threads
     python benchmarks/peers.py --rows resnet --peers ort       # some rows, some peers
+    python benchmarks/peers.py --neighbour --rows MLP          # while another process is busy
     python benchmarks/peers.py --report                        # table and picture of what is there
 
 Writes results/peers.json after every row, and results/peers.png at the end. A run that was
@@ -14,10 +15,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +139,7 @@ def run(options: argparse.Namespace, models: tuple[Model, ...] = MODELS) -> bool
         "peers": options.peers,
         "commit": facts["commit"],
         "cpu": facts["cpu"],
+        "neighbour": options.neighbour,
     }
     complete = True
     for entry, batches in wanted(models, options.rows):
@@ -211,6 +215,17 @@ def save(path: Path, facts: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     beside.replace(path)
 
 
+@contextmanager
+def neighbour() -> Iterator[None]:
+    """Meanwhile another process keeps a CPU busy, wherever the kernel puts it."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The program's options."""
     parser = argparse.ArgumentParser(
@@ -222,7 +237,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--peers", type=parse_peers, default=list(PEERS), help=f"of {','.join(PEERS)}"
     )
-    parser.add_argument("--output", type=Path, default=RESULTS / "peers.json")
+    parser.add_argument(
+        "--neighbour", action="store_true", help="time while another process keeps one CPU busy"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="default: results/peers.json, or peers_neighbour.json"
+    )
     parser.add_argument("--fresh", action="store_true", help="measure rows again that are there")
     parser.add_argument("--report", action="store_true", help="measure nothing")
     parser.add_argument("--no-plot", action="store_true", help="no picture (no matplotlib)")
@@ -232,8 +252,11 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Measures, draws, prints the README's table; 1 if netwright failed in a row."""
     options = make_parser().parse_args()
+    if options.output is None:
+        options.output = RESULTS / f"peers{'_neighbour' if options.neighbour else ''}.json"
     warnings.simplefilter("ignore", nw.LintWarning)
-    complete = options.report or run(options)
+    with neighbour() if options.neighbour else nullcontext():
+        complete = options.report or run(options)
     rows = load(options.output)
     measured = [row for row in rows if NETWRIGHT in row]
     if measured:

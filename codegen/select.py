@@ -37,7 +37,8 @@ def _emit_pack_conv(node: Node, graph: Graph, target: Target) -> Kernel | None:
 
 def _emit_pack_winograd(node: Node, graph: Graph, target: Target) -> Kernel | None:
     kind = graph.type(node.operands[0])
-    return pack_winograd(kind, node.attrs["tile"], node.attrs["panel"], target)
+    tile, panel, flip = node.attrs["tile"], node.attrs["panel"], node.attrs.get("flip", False)
+    return pack_winograd(kind, tile, panel, flip, target)
 
 
 _BY_OP: dict[str, Emit] = {

@@ -21,7 +21,7 @@ from .emitter import Lane, VectorEmitter, scalar_type
 from .epilogue import Contraction, TileEpilogue
 from .image import Convolution
 from .kernel import MAX_TASKS, Kernel, TaskCount, assembled, kernel_params, symbol_for
-from .packing import PanelSource, pack_function
+from .packing import conv_source, pack_function
 from .sizes import Size, extent, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
@@ -59,18 +59,19 @@ def is_faster(
 # -- weights --------------------------------------------------------------------------------------
 
 
-def pack_winograd(w: TensorType, tile: int, panel: int, target: Target) -> Kernel | None:
+def pack_winograd(
+    w: TensorType, tile: int, panel: int, flip: bool, target: Target
+) -> Kernel | None:
     """The kernel of ``pack_winograd``: one task per panel.
 
     Panels are packed as for the direct convolution first, which makes the channels neighbours.
     """
     if not all(isinstance(d, int) for d in w.shape) or panel % target.lanes(w.dtype):
         return None
-    outputs, inputs = int(w.shape[0]), int(w.shape[1])  # type: ignore[arg-type]
+    inputs = int(w.shape[0 if flip else 1])  # type: ignore[arg-type]
     taps = KERNEL * KERNEL
-    source = PanelSource(
-        w.dtype, outputs, panel, taps, 1, inputs * taps, inputs, taps, 1, inputs
-    )
+    source, _, _ = conv_source(w, panel, flip, 1)
+    count = int(source.inner)
     symbol = symbol_for("pack_winograd", source, tile, target)
     f = Function(symbol, kernel_params(1, 1))
     scalar = scalar_type(w.dtype)
@@ -78,7 +79,7 @@ def pack_winograd(w: TensorType, tile: int, panel: int, target: Target) -> Kerne
     parts = pack_function(f"{symbol}_panel", source, target)
     transform = _transform_weights(f"{symbol}_points", w.dtype, inputs, tile, panel, target)
     with f.loop("%end", start="%begin") as task:
-        args = f"ptr %scratch, ptr %in0, i64 {task.index}, i64 {taps}"
+        args = f"ptr %scratch, ptr %in0, i64 {task.index}, i64 {count}"
         f.do(f"call void @{symbol}_panel({args})")
         at = f.element("%out0", scalar, times(f, task.index, points * inputs * panel))
         f.do(f"call void @{symbol}_points(ptr %scratch, ptr {at})")

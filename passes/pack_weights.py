@@ -15,8 +15,8 @@ function of state alone: in inference the runtime computes it when a parameter c
 step computes it once per step. Two users of one weight in one form share its pack. Code P101.
 
 Skips: convolutions that are not channels-last, which have no packed kernel; a region whose weight
-has another use inside of it; weights of symbolic size; Winograd for strides, dilations, groups,
-gradients and symbolic image sizes.
+has another use inside of it; weights of symbolic size; Winograd for strides, dilations, groups and
+symbolic image sizes.
 """
 
 from __future__ import annotations
@@ -111,9 +111,11 @@ def _columns(anchor: Node, shape: tuple[Any, ...]) -> int:
 
 
 def _winograd_size(anchor: Node, shape: tuple[Any, ...]) -> tuple[int, ...]:
-    """Height and width of the result of a convolution that Winograd's algorithm can compute; ()
-    for all others."""
-    if anchor.op != "conv2d" or shape[2:] != (3, 3):
+    """Height and width of the result of a convolution (or of the gradient of its input) that
+    Winograd's algorithm can compute; () for all others."""
+    if anchor.op not in ("conv2d", "conv2d_grad_input") or shape[2:] != (3, 3):
+        return ()
+    if anchor.op == "conv2d_grad_input" and max(map(max, anchor.attrs["padding"])) > 2:
         return ()
     plain = (anchor.attrs["stride"], anchor.attrs["dilation"], anchor.attrs["groups"])
     size = anchor.type.shape[1:3]
@@ -193,12 +195,15 @@ class _Packer:
         """Of a convolution or its gradient with respect to the input (``flip``)."""
         out, inner, *kernel_size = weight_shape
         groups, panel = anchor.attrs["groups"], choice.panel
+        flip = anchor.op == "conv2d_grad_input"
         if choice.tile:
             how: dict[str, Any] = {"tile": choice.tile, "panel": panel}
-            kept = {k: anchor.attrs[k] for k in ("padding", "layout")}
-            attrs = {"out_channels": out, **how, **kept}
-            return _Form("pack_winograd", how, "conv2d_winograd", attrs)
-        flip = anchor.op == "conv2d_grad_input"
+            padding = anchor.attrs["padding"]
+            if flip:  # the gradient meets the kernel's far end first
+                padding = tuple((2 - low, 2 - high) for low, high in padding)
+            attrs = {"out_channels": inner if flip else out, **how, "padding": padding}
+            attrs["layout"] = anchor.attrs["layout"]
+            return _Form("pack_winograd", {**how, "flip": flip}, "conv2d_winograd", attrs)
         attrs = {**anchor.attrs, "kernel_size": tuple(kernel_size), "panel": panel}
         attrs["in_channels" if flip else "out_channels"] = inner * groups if flip else out
         pack_attrs = {"panel": panel, "flip": flip, "groups": groups}
@@ -210,8 +215,10 @@ class _Packer:
         dtype = anchor.type.dtype
         panel = self.choose_panel(_columns(anchor, shape), dtype)
         size = _winograd_size(anchor, shape)
-        tile = self.choose_tile(shape[1], shape[0], (size[0], size[1]), dtype) if size else 0
-        return Choice(panel, tile)
+        if not size:
+            return Choice(panel)
+        outputs, inputs = shape[:2] if anchor.op == "conv2d" else shape[1::-1]
+        return Choice(panel, self.choose_tile(inputs, outputs, (size[0], size[1]), dtype))
 
 
 def _packed_body(body: Graph, anchor: Node, form: _Form, kind: Any) -> Graph:

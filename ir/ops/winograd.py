@@ -8,7 +8,8 @@ Algorithms for Convolutional Neural Networks", arXiv:1509.09308). In one dimensi
 
 in two, every transform is applied to the rows and to the columns. ``G g G^T`` is a function of the
 weight alone and is packed as ``[ceil(O / panel)][a * a][I][panel]``: a matrix of I rows for every
-element of the transformed kernel.
+element of the transformed kernel. ``flip`` is the form for the gradient of the input, which is a
+convolution with the kernel turned by 180 degrees and the roles of O and I exchanged.
 
 The error against float64 of m = 2 is about that of the direct sum; that of m = 4 is some ten
 times larger, because its transforms multiply by up to 8.
@@ -66,7 +67,7 @@ def _require_tile(op: str, tile: int) -> None:
         raise ShapeError(f"{op}: tiles are of {' or '.join(map(str, INPUT))} outputs, got {tile}")
 
 
-def _pack_infer(w: TensorType, *, tile: int, panel: int) -> TensorType:
+def _pack_infer(w: TensorType, *, tile: int, panel: int, flip: bool = False) -> TensorType:
     require_float("pack_winograd", weight=w)
     _require_tile("pack_winograd", tile)
     if w.rank != 4 or panel < 1:
@@ -74,11 +75,14 @@ def _pack_infer(w: TensorType, *, tile: int, panel: int) -> TensorType:
     o, i, kh, kw = (fixed_extent("pack_winograd", "a dimension of the weight", d) for d in w.shape)
     if (kh, kw) != (KERNEL, KERNEL):
         raise ShapeError(f"pack_winograd: the kernel is {kh} x {kw}, expected 3 x 3")
-    return TensorType(w.dtype, (winograd_size(o, i, tile, panel),))
+    size = winograd_size(i, o, tile, panel) if flip else winograd_size(o, i, tile, panel)
+    return TensorType(w.dtype, (size,))
 
 
-def _pack(w: np.ndarray, *, tile: int, panel: int) -> np.ndarray:
+def _pack(w: np.ndarray, *, tile: int, panel: int, flip: bool = False) -> np.ndarray:
     g = np.asarray(WEIGHT[tile], w.dtype)
+    if flip:
+        w = w.swapaxes(0, 1)[..., ::-1, ::-1]
     o, i = w.shape[:2]
     u = (g @ w @ g.T).reshape(o, i, -1).transpose(2, 1, 0)  # (a * a, I, O)
     points = u.shape[0]
@@ -155,9 +159,10 @@ _WEIGHTS = [((5, 3), 4), ((1, 1), 8), ((18, 7), 16)]
 
 def _pack_samples(rng: np.random.Generator) -> list[Sample]:
     return [
-        Sample((rng.normal(size=(*s, 3, 3)),), {"tile": tile, "panel": panel}, False)
+        Sample((rng.normal(size=(*s, 3, 3)),), {"tile": t, "panel": panel, "flip": flip}, False)
         for s, panel in _WEIGHTS
-        for tile in INPUT
+        for t in INPUT
+        for flip in (False, True)
     ]
 
 

@@ -72,7 +72,7 @@ def test_it_is_the_convolution(run: Any, case: Any, tile: int) -> None:
     bias = rng.standard_normal(outputs).astype(np.float32)
     node, graph = winograd(case, tile, host())
     panel = node.attrs["panel"]
-    pack = pack_winograd(TensorType(float32, weight.shape), tile, panel, host())
+    pack = pack_winograd(TensorType(float32, weight.shape), tile, panel, False, host())
     kernel = emit_convolution(node, graph, host())
     assert pack is not None and kernel is not None
     packed = np.full(graph.type(node.operands[1]).shape, np.nan, np.float32)
@@ -91,6 +91,22 @@ def test_it_is_the_convolution(run: Any, case: Any, tile: int) -> None:
             run(kernel, [found[-1]], [x, packed, bias], n, splits)
         assert found[0].tobytes() == found[1].tobytes()
         assert error(found[0], exact) < (3e-6 if tile == 2 else 3e-5)
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("shape", [(32, 16), (20, 48), (5, 3)])
+def test_flipped_weights_are_those_of_the_record(
+    run: Any, shape: tuple[int, int], tile: int
+) -> None:
+    rng = np.random.default_rng(3)
+    weight = rng.standard_normal((*shape, 3, 3)).astype(np.float32)
+    panel = choose_panel(shape[1], host(), float32)
+    kernel = pack_winograd(TensorType(float32, weight.shape), tile, panel, True, host())
+    expected = get("pack_winograd").numpy(weight, tile=tile, panel=panel, flip=True)
+    assert kernel is not None
+    packed = np.full(expected.shape, np.nan, np.float32)
+    run(kernel, [packed], [weight], 1)
+    np.testing.assert_allclose(packed, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("tile", TILES)

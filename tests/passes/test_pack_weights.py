@@ -113,6 +113,19 @@ def test_winograd_takes_plain_3x3_convolutions_only(
     assert_same(graph, after, 1e-12)
 
 
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 2), (1, 0)), ((3, 0), (1, 1))], ids=str)
+def test_winograd_computes_gradients_of_inputs(
+    new_net: Any, assert_same: Any, ops: Any, padding: Any
+) -> None:
+    net = new_net(float64)
+    y = net.conv(net.input("x", N, 7, 6, 4), 6, "conv", layout="NHWC", padding=padding)
+    graph = differentiate(net.done(out=y), {"x"})
+    after = pack_weights(graph, lambda columns, dtype: 8, None, lambda *geometry: 2)
+    reaches = max(map(max, padding)) <= 2  # else a gradient would need a negative padding
+    assert ops(after).count("conv2d_winograd") == 1 + reaches
+    assert_same(graph, after, 1e-12)
+
+
 def test_the_choice_of_winograd_sees_channels_and_output_size(new_net: Any) -> None:
     net = new_net(float64)
     y = net.conv(net.input("x", N, 9, 8, 4), 6, "conv", layout="NHWC", padding=((0, 0), (0, 0)))
