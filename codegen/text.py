@@ -52,6 +52,11 @@ class Function:
         self._block = "entry"
         self._counter = 0
 
+    @property
+    def block(self) -> str:
+        """The block that is being written."""
+        return self._block
+
     def fresh(self, prefix: str = "t") -> str:
         """A new SSA name (with %)."""
         self._counter += 1
