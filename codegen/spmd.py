@@ -44,9 +44,9 @@ argument table after that cannot disturb a thread that holds a chunk.
 **Sleeping.** Waiting never burns a core for longer than a bounded time: a thread spins, then sleeps
 in the kernel (futex(2)). Beside a word that is waited for stands ``awaited``, the largest value
 that anybody sleeps for. A sleeper first raises ``awaited`` and then looks at the word again; a
-waker first changes the word and then looks at ``awaited``; these four are *sequentially consistent*,
-so at least one of them sees the other. A woken thread that gets no CPU costs no second system call:
-once the word has passed ``awaited``, nobody looks for it any more.
+waker first changes the word and then looks at ``awaited``; these four are *sequentially
+consistent*, so at least one of them sees the other. A woken thread that gets no CPU costs no second
+system call: once the word has passed ``awaited``, nobody looks for it any more.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The form of a program that says how long each of its steps takes, for the profiler.
 
-It runs the kernels of the program itself, which it imports, on the same memory. All threads wait for
-all work before the first step of an entry and after every one, and thread 0 stores the cycle counter
-when its wait is over: waiting counts for the kernel that caused it, and no thread can start the next
-one unseen. The other threads store nothing, since they may still be on their way when the times are
-read.
+It runs the kernels of the program itself, which it imports, on the same memory. All threads wait
+for all work before the first step of an entry and after every one, and thread 0 stores the cycle
+counter when its wait is over: waiting counts for the kernel that caused it, and no thread can start
+the next one unseen. The other threads store nothing, since they may still be on their way when the
+times are read.
 """
 
 from __future__ import annotations

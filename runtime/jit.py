@@ -57,7 +57,7 @@ class Library:
     def __init__(
         self, tracker: Any, symbols: Iterable[str], compiled: bool, object_bytes: int = 0
     ) -> None:
-        # The linker unloads the code with the tracker.
+        self._tracker = tracker  # the linker unloads the code when it is dropped
         weakref.finalize(self, pool.retire, tracker).atexit = False
         self.symbols: dict[str, int] = {name: int(tracker[name]) for name in symbols}
         self.compiled = compiled

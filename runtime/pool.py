@@ -51,8 +51,9 @@ class Pool:
 
         ``entry`` and ``args`` are addresses, ``n`` is the batch size. Returns when the work is
         done; a worker that did none may come to the entry later, or still be in it. The result is
-        the number of threads that the work was offered to, which is less than ``nthreads`` if the
-        pool is busy or cannot grow. Raises ValueError if ``nthreads`` is not from 1 to 1024.
+        the number of threads that the work was offered to. It is less than ``nthreads`` if the pool
+        is busy or cannot grow, and 1 if the others cannot keep up on a loaded machine. Raises
+        ValueError if ``nthreads`` is not from 1 to 1024.
         """
         if nthreads != 1:
             if not 1 <= nthreads <= settings.MAX_THREADS:
@@ -67,8 +68,7 @@ class Pool:
                     nthreads = min(nthreads, team.threads) if team is not None else 1
                     if team is not None and nthreads > 1:
                         looked = team.placement.check()
-                        team.run(team.state, entry, args, n, nthreads)
-                        return nthreads
+                        return int(team.run(team.state, entry, args, n, nthreads))
                 finally:
                     lock.release()
                     if looked and _retired:
@@ -97,7 +97,7 @@ class Pool:
             return False
         try:
             while self._team is not None and not self._team.vacant():
-                if 0 <= timeout and time.monotonic() >= end:
+                if timeout >= 0 and time.monotonic() >= end:
                     return False
                 time.sleep(50e-6)
         finally:

@@ -59,8 +59,9 @@ _SYNCHRONOUS = {"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGABRT"}
 def team_ir(triple: str) -> str:
     """The native half.
 
-    ``@nw_pool_run(ptr state, ptr entry, ptr args, i64 N, i64 nthreads)``, ``@nw_pool_stop(ptr
-    state)`` (a job with a null entry ends a worker), ``i64 @nw_pool_vacate(ptr state, i64
+    ``i64 @nw_pool_run(ptr state, ptr entry, ptr args, i64 N, i64 nthreads)`` returns with how many
+    threads it ran: 1 if all others are suspended. ``@nw_pool_stop(ptr state)`` ends the workers (a
+    job with a null entry), ``i64 @nw_pool_vacate(ptr state, i64
     workers)`` withdraws the last job and counts the workers that are inside of an entry, and ``i64
     @nw_pool_ticks()`` reads the clock that spinning is measured with. Workers run ``ptr
     @nw_pool_worker(ptr line)``.
@@ -94,7 +95,7 @@ define internal void @nw_publish(
   ret void
 }}
 
-define void @nw_pool_run(ptr %state, ptr %entry, ptr %args, i64 %N, i64 %nthreads) nounwind {{
+define i64 @nw_pool_run(ptr %state, ptr %entry, ptr %args, i64 %N, i64 %nthreads) nounwind {{
 start:
   %ticket = alloca {_TICKET}, align 64
   %team = getelementptr i8, ptr %state, i64 {_TEAM}
@@ -125,10 +126,10 @@ share:
   call void @nw_ticket(ptr %ticket, ptr %team, i64 0, i64 %nthreads, i64 %first)
   call void @nw_publish(ptr %state, ptr %entry, ptr %args, i64 %N, i64 %nthreads, i64 %first)
   call void %entry(ptr %args, i64 %N, i64 0, i64 %nthreads, ptr %ticket)
-  ret void
+  ret i64 %nthreads
 alone:
   call void %entry(ptr %args, i64 %N, i64 0, i64 1, ptr null)
-  ret void
+  ret i64 1
 }}
 
 define void @nw_pool_stop(ptr %state) nounwind {{
@@ -245,7 +246,7 @@ class Team:
         self.placement = Placement(self._handles)
         self._library = library
         word, address = ctypes.c_int64, ctypes.c_void_p
-        self.run = library.function("nw_pool_run", None, address, address, address, word, word)
+        self.run = library.function("nw_pool_run", word, address, address, address, word, word)
         self._stop = library.function("nw_pool_stop", None, address)
         self._vacate = library.function("nw_pool_vacate", word, address, word)
 
