@@ -116,7 +116,7 @@ def _fma_ir(target: Target) -> str:
     """An entry in which there are N rounds of multiply-adds on registers for each thread."""
     from ..codegen.llvm import module_text
     from ..codegen.sharing import close_entry, entry_function, shared
-    from ..codegen.spmd import SHARING_DECLARATIONS, SHARING_IR
+    from ..codegen.spmd import declarations, sharing_ir
 
     f = entry_function("nw_probe_fma")
     vector = f"<{target.vector_bytes // 4} x float>"
@@ -146,14 +146,15 @@ def _fma_ir(target: Target) -> str:
         first = f.emit(f"extractelement {vector} {total}, i64 0")
         f.store("float", first, f.element("%args", "[16 x float]", line), 4)
     text = close_entry(f)
-    return module_text([SHARING_IR, text], f.declarations | SHARING_DECLARATIONS)
+    needed = f.declarations | declarations(target.triple)
+    return module_text([sharing_ir(target.triple), text], needed)
 
 
 def _stream_ir(target: Target) -> str:
     """Entries that run ``a = b`` and ``a = b + s * c`` N times; args = {a, b, c, count}."""
     from ..codegen.llvm import module_text
     from ..codegen.sharing import close_entry, entry_function, shared
-    from ..codegen.spmd import SHARING_DECLARATIONS, SHARING_IR
+    from ..codegen.spmd import declarations, sharing_ir
 
     lanes = target.vector_bytes // 4
     vector = f"<{lanes} x float>"
@@ -174,7 +175,7 @@ def _stream_ir(target: Target) -> str:
                     value = f.emit(f"fadd {vector} {value}, {scaled}")
                 f.store(vector, value, f.element(a, vector, loop.index), 4)
         functions.append(close_entry(f))
-    return module_text([SHARING_IR, *functions], SHARING_DECLARATIONS)
+    return module_text([sharing_ir(target.triple), *functions], declarations(target.triple))
 
 
 @dataclass(frozen=True)

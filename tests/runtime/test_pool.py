@@ -92,7 +92,7 @@ def linger_text() -> str:
 
 # Sets flag 0, then looks at flag 1 until it is set or N looks were in vain; flag 2 tells which.
 WAIT_FOR_FLAG = """\
-define void @wait_for_flag(ptr %args, i64 %N, i64 %tid, i64 %nthreads, ptr %barrier) {
+define void @wait_for_flag(ptr %args, i64 %N, i64 %tid, i64 %nthreads, ptr %ticket) {
 entry:
   %asked = getelementptr i64, ptr %args, i64 1
   %seen = getelementptr i64, ptr %args, i64 2
@@ -151,7 +151,8 @@ def run_script(body: str) -> subprocess.CompletedProcess[str]:
         "    return ran\n"
     )
     command = [sys.executable, "-c", prelude + body, rounds_text()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    env = {k: v for k, v in os.environ.items() if k != settings.NUM_THREADS}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
