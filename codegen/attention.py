@@ -217,7 +217,8 @@ class _AttentionWriter:
         flops = numel((spec.batch, spec.heads, spec.rows, spec.keys, spec.dim + spec.value_dim))
         tasks = numel((spec.batch, spec.heads, self.blocks))
         functions = [*self.helpers, *self.micro.functions, f]
-        return assembled(functions, TaskCount(tasks), self.scratch, flops * 2)
+        # Every range packs the keys and values of the head that it begins in.
+        return assembled(functions, TaskCount(tasks), self.scratch, flops * 2, cuts=2)
 
     def _row_lanes(self) -> int:
         lanes = self.lanes

@@ -199,6 +199,7 @@ class _Writer:
             block_bytes + count * self.tile_elements * size,
             spec.flops,
             tables=self.tables,
+            cuts=1,  # every range goes over all images
         )
 
     def _table(self, name: str, values: list[int]) -> str:

@@ -28,6 +28,7 @@ from .image import (
     runs,
 )
 from .kernel import (
+    MAX_CUTS,
     MAX_TASKS,
     Kernel,
     TaskCount,
@@ -240,7 +241,14 @@ class _Writer:
             TaskCount(tasks),
             self.scratch,
             spec.flops,
+            cuts=self._cuts(),
         )
+
+    def _cuts(self) -> int:
+        """Every range packs a weight that is not, and may copy a block that another one copies."""
+        if self.spec.weight is not None:
+            return 1
+        return 2 if self.copied else MAX_CUTS
 
     def _block_bytes(self) -> int:
         return -(-self.copy.bytes // 64) * 64 if self.copied else 0

@@ -83,6 +83,7 @@ class _Writer:
             TaskCount(vectors),
             block_bytes + vectors * per_vector * size,
             spec.flops,
+            cuts=1,  # every range goes over all images
         )
 
     def _vector(

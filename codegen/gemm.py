@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from ..ir.types import Dim, DType, Extent, numel
 from .brgemm import MicroKernels, Reduction, Tile, halving_rows, register_rows
 from .epilogue import ALL_ONES, TileEpilogue
-from .kernel import MAX_TASKS, Kernel, TaskCount, assembled, kernel_params, symbol_for
+from .kernel import MAX_CUTS, MAX_TASKS, Kernel, TaskCount, assembled, kernel_params, symbol_for
 from .packing import PanelSource, pack_function
 from .sizes import Size, extent, greatest, least, minus, plus, quotient, remainder, times
 from .target import Target
@@ -216,6 +216,8 @@ class _GemmWriter:
             TaskCount(tasks),
             self.scratch,
             numel((spec.m, spec.n, spec.k, *spec.batch)) * 2,
+            # Ranges that share a block of A or a panel of B copy it each.
+            cuts=2 if self._copies_a() or spec.b != "packed" else MAX_CUTS,
         )
 
     def _blocks(self, line: _Line) -> None:

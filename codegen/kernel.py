@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..ir.types import Dim, Extent, TensorType
+from .spmd import MAX_CUTS
 from .text import Function
 
 
@@ -32,7 +33,8 @@ class Kernel:
     bits however the tasks are split. ``scratch`` is ``scratch_bytes`` of private memory, 64-byte
     aligned. ``status`` points to two i64: a kernel that meets an index out of range stores 1 and
     the index and goes on without touching memory outside its operands. ``helpers`` are the names
-    and definitions of functions that other kernels use, too.
+    and definitions of functions that other kernels use, too. ``cuts`` is into how many ranges one
+    thread's part of the tasks may be cut: few where a range costs something of its own.
     """
 
     symbol: str
@@ -43,6 +45,7 @@ class Kernel:
     flops: Extent = 0
     bytes: Extent = 0
     helpers: tuple[tuple[str, str], ...] = ()
+    cuts: int = MAX_CUTS
 
     @property
     def code(self) -> str:
@@ -77,6 +80,7 @@ def assembled(
     flops: Extent = 0,
     bytes: Extent = 0,
     tables: Sequence[str] = (),
+    cuts: int = MAX_CUTS,
 ) -> Kernel:
     """The kernel whose function is the last of ``functions``, with those that it calls before it.
 
@@ -91,6 +95,7 @@ def assembled(
         flops,
         bytes,
         tuple({f.name: f.render() for f in functions if f.shared}.items()),
+        cuts,
     )
 
 

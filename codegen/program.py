@@ -1,10 +1,15 @@
 """From a planned graph to native entries: which kernels run, in which order, on which memory.
 
-An entry is ``void @name(ptr args, i64 N, i64 tid, i64 nthreads, ptr barrier)``, run by every thread
+An entry is ``void @name(ptr args, i64 N, i64 tid, i64 nthreads, ptr ticket)``, run by every thread
 (SPMD). ``args`` is the table of pointers named by ``Program.slots``. Each kernel's tasks are cut
-into one range per thread; a barrier stands where a kernel touches memory that another kernel has
-touched since the last one. Kernels are visible outside of the module, so that the timed form of a
-program (``timed_program.py``) can call them.
+into chunks that the threads claim (``spmd.py``, ``sharing.py``); they wait for all work so far
+where a kernel touches memory that another kernel has touched since the last wait. Kernels are
+visible outside of the module, so that the timed form of a program (``timed_program.py``) can call
+them.
+
+A thread may still be in an entry when the call is long over. Outside of the chunks that it claims
+it therefore reads nothing but the argument table and the status words, which the runtime keeps
+until all threads have left, and it writes nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +23,8 @@ from ..ir.types import Dim, Extent, TensorType, numel
 from .kernel import Kernel, TaskCount
 from .llvm import module_text
 from .select import select_kernel
-from .spmd import BARRIER_DECLARATIONS, BARRIER_IR
+from .sharing import Cost, close_entry, cuts_for, entry_function, shared
+from .spmd import SHARING_DECLARATIONS, SHARING_IR
 from .target import Target
 from .text import Function
 
@@ -55,6 +61,12 @@ class Launch:
     tasks: TaskCount
     flops: Extent
     bytes: Extent
+    cuts: int
+
+    @property
+    def cost(self) -> Cost:
+        """A rough time on one core."""
+        return Cost.of(self.flops, self.bytes)
 
 
 @dataclass(frozen=True)
@@ -92,7 +104,7 @@ def emit_program(graph: Graph, plan: Plan, target: Target) -> Program:
 
 
 class EntryEmitter:
-    """Writes entries: steps on planned memory, each thread's share of a kernel, barriers.
+    """Writes entries: steps on planned memory, rounds of shared work, waits between them.
 
     Subclasses say where kernels come from (``launch_of``) and may add code (``opened``, ``done``).
     """
@@ -107,7 +119,7 @@ class EntryEmitter:
         )
         self.slots = {name: i for i, name in enumerate(slots)}
         self.entries: list[str] = []
-        self.declarations: set[str] = set(BARRIER_DECLARATIONS)
+        self.declarations: set[str] = set(SHARING_DECLARATIONS)
 
     def launch_of(self, node: Node, phase: str) -> Launch | None:
         """The kernel of a node; None if there is none."""
@@ -157,8 +169,7 @@ class EntryEmitter:
     # -- one entry ---------------------------------------------------------------------------
 
     def _entry(self, name: str, steps: Sequence[tuple[Step, Launch | Move]]) -> str:
-        params = [("ptr", "args"), ("i64", "N"), ("i64", "tid"), ("i64", "nthreads")]
-        fn = Function(name, [*params, ("ptr", "barrier")], linkage="")
+        fn = entry_function(name)
         pointers: dict[Location, str] = {}
         status = self._pointer(fn, pointers, Location(STATUS))
         scratch_base = self._pointer(fn, pointers, Location(SCRATCH))
@@ -171,31 +182,34 @@ class EntryEmitter:
             reads, writes = self._ranges(step)
             first_commit = step.commits and not committed
             if first_commit or touched.conflicts(reads, writes):
-                fn.do(BARRIER)
+                fn.do(ARRIVE)
                 touched.clear()
+            first = not touched
             if first_commit:
                 committed = True
-                self._stop_on_error(fn, status)
+                self._stop_on_error(fn, status, len(steps))
             touched.add(reads, writes)
             results = [self._pointer(fn, pointers, loc) for loc in step.results]
             operands = [self._pointer(fn, pointers, loc) for loc in step.operands]
             if isinstance(what, Move):
-                self._copy(fn, what, results[0], operands[0])
+                self._copy(fn, what, results[0], operands[0], first)
             else:
-                begin, end = self._share(fn, what.tasks)
-                args = [f"ptr {p}" for p in (*results, *operands, scratch, status)]
-                args += ["i64 %N", f"i64 {begin}", f"i64 {end}"]
-                fn.do(f"call void @{what.symbol}({', '.join(args)})")
+                cuts = cuts_for(what.cost, what.cuts)
+                with shared(fn, _count(fn, what.tasks), cuts, first) as (begin, end):
+                    args = [f"ptr {p}" for p in (*results, *operands, scratch, status)]
+                    args += ["i64 %N", f"i64 {begin}", f"i64 {end}"]
+                    fn.do(f"call void @{what.symbol}({', '.join(args)})")
             self.done(fn, touched)
         self.declarations |= fn.declarations
-        return fn.render()
+        return close_entry(fn)
 
     def _pointer(self, fn: Function, known: dict[Location, str], location: Location) -> str:
         if location not in known:
             base = Location(location.slot)
             if base not in known:
                 address = fn.element("%args", "ptr", self._slot(location.slot))
-                known[base] = fn.load("ptr", address, 8)
+                # Atomic: a thread that is late may read while the next call writes the table.
+                known[base] = fn.emit(f"load atomic ptr, ptr {address} unordered, align 8")
             if location.offset:
                 offset = str(location.offset)
                 if location.slot == "batch":
@@ -203,33 +217,22 @@ class EntryEmitter:
                 known[location] = fn.emit(f"getelementptr i8, ptr {known[base]}, i64 {offset}")
         return known[location]
 
-    def _share(self, fn: Function, tasks: TaskCount) -> tuple[str, str]:
-        """This thread's range of a kernel's tasks."""
-        total = _extent(fn, tasks.extent)
-        if tasks.per > 1:
-            rounded = fn.emit(f"add i64 {total}, {tasks.per - 1}")
-            total = fn.emit(f"udiv i64 {rounded}, {tasks.per}")
-        low = fn.emit(f"mul i64 {total}, %tid")
-        begin = fn.emit(f"udiv i64 {low}, %nthreads")
-        high = fn.emit(f"add i64 {low}, {total}")
-        return begin, fn.emit(f"udiv i64 {high}, %nthreads")
-
-    def _copy(self, fn: Function, move: Move, target: str, source: str) -> None:
+    def _copy(self, fn: Function, move: Move, target: str, source: str, first: bool) -> None:
         size = _extent(fn, _bytes(self.graph.type(move.value)))
-        first = fn.emit("icmp eq i64 %tid, 0")
-        with fn.when(first):
+        with shared(fn, 1, 0, first):
             fn.call(
                 "void", "llvm.memmove.p0.p0.i64",
                 ("ptr", target), ("ptr", source), ("i64", size), ("i1", "false"),
             )
 
-    def _stop_on_error(self, fn: Function, status: str) -> None:
+    def _stop_on_error(self, fn: Function, status: str, rounds: int) -> None:
         """State is not touched once a kernel has met a bad index."""
-        code = fn.load("i64", status, 8)
+        code = fn.emit(f"load atomic i64, ptr {status} monotonic, align 8")
         bad = fn.emit(f"icmp ne i64 {code}, 0")
         stop, go = fn.fresh("stop")[1:], fn.fresh("go")[1:]
         fn.do(f"br i1 {bad}, label %{stop}, label %{go}")
         fn.label(stop)
+        fn.do(f"call void @nw_stop(ptr %ticket, i64 {rounds})")
         fn.do("ret void")
         fn.label(go)
 
@@ -262,7 +265,9 @@ class _KernelEmitter(EntryEmitter):
         if kernel is None:
             return None
         self.kernels.setdefault(kernel.symbol, kernel)
-        launch = Launch(node, kernel.symbol, phase, kernel.tasks, kernel.flops, kernel.bytes)
+        launch = Launch(
+            node, kernel.symbol, phase, kernel.tasks, kernel.flops, kernel.bytes, kernel.cuts
+        )
         self.program.launches.append(launch)
         return launch
 
@@ -281,12 +286,12 @@ class _KernelEmitter(EntryEmitter):
             self.declarations |= kernel.declarations
         # The scratch stride is known only now.
         entries = [e.replace(STRIDE, str(program.scratch_bytes)) for e in self.entries]
-        program.text = module_text([BARRIER_IR, *bodies, *entries], self.declarations)
+        program.text = module_text([SHARING_IR, *bodies, *entries], self.declarations)
         return program
 
 
 STRIDE = "SCRATCHSTRIDE"
-BARRIER = "call void @nw_barrier(ptr %barrier, i64 %nthreads)"
+ARRIVE = "call void @nw_arrive(ptr %ticket)"
 
 
 def _visible(kernel: Kernel) -> tuple[str, str]:
@@ -298,6 +303,14 @@ def _move(step: Step) -> Move:
     if step.copied is None:
         raise ValueError("a step without a node must say what it copies")
     return Move(step.copied, step.results[0])
+
+
+def _count(fn: Function, tasks: TaskCount) -> str:
+    total = _extent(fn, tasks.extent)
+    if tasks.per == 1:
+        return total
+    rounded = fn.emit(f"add i64 {total}, {tasks.per - 1}")
+    return fn.emit(f"udiv i64 {rounded}, {tasks.per}")
 
 
 def _extent(fn: Function, extent: Extent) -> str:
@@ -329,11 +342,14 @@ class _Range:
 
 
 class Touched:
-    """Memory that was read or written since the last barrier."""
+    """Memory that was read or written since the last wait."""
 
     def __init__(self) -> None:
         self.reads: list[_Range] = []
         self.writes: list[_Range] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.reads or self.writes)
 
     def add(self, reads: list[_Range], writes: list[_Range]) -> None:
         self.reads += reads

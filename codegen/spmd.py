@@ -1,14 +1,52 @@
-"""Synchronisation of threads in LLVM IR: waiting for a word to change, and a barrier.
+"""How the threads of one program share its work, in LLVM IR.
 
-A program runs as SPMD (single program, multiple data): every thread calls the same entry
-``void @entry(ptr args, i64 N, i64 tid, i64 nthreads, ptr barrier)``, does its share of each
-kernel's tasks, and calls ``@nw_barrier(ptr barrier, i64 nthreads)`` where one kernel reads what
-another thread wrote.
+A program runs as SPMD (single program, multiple data): every thread of a team calls the same entry
+``void @entry(ptr args, i64 N, i64 tid, i64 nthreads, ptr ticket)``. Each kernel is a *round*: its
+tasks are cut into chunks, and a thread runs the chunks that it claims. Thread 0 is the caller; it
+returns when every chunk is done, and waits for nobody who holds no chunk. The others help: one that
+wakes up late, or loses its CPU between two chunks, finds everything claimed and runs out of the
+entry, even if that is long after the caller has gone on to other jobs. A ticket is a thread's own
+note of where it is in a job; alone (one thread) it is null and nothing is claimed.
 
-Waiting never burns a core for longer than a bounded time: a thread spins, then sleeps in the
-kernel (futex(2)). What prevents a lost wake-up: a sleeper first counts itself in ``sleepers`` and
-then looks at the word again, a waker first changes the word and then looks at ``sleepers``; all
-four are sequentially consistent, so at least one of them sees the other.
+**Rounds are numbered by the chunks before them**, counted since the team exists, so that numbers
+only grow: ``done``, the one counter of finished chunks, tells with the same numbers which rounds
+are over. To wait for all work so far is to wait until ``done`` reaches the number of the next
+round: nobody has to arrive. That is exact, because no chunk of a round behind a wait can be
+claimed, much less done, before the wait is over for somebody.
+
+**Claiming.** Chunks belong to threads in the order of the tasks, equally many to each, so that
+undisturbed the same thread works on the same rows in kernel after kernel. For each thread there is
+a word on a cache line of its own::
+
+    round << 8 | taken from the front << 4 | taken from the back
+
+A thread claims from the front of its own chunks, and when these are gone from the back of the
+others', by compare-exchange. A word with an older round is an untouched one: nothing is reset
+between rounds. A thread leaves a round only when it has seen each chunk of it claimed, so whoever
+is in a round knows that all earlier ones are claimed, and overwriting an older word loses nothing.
+Who is late finds a newer word, or a changed one at the compare-exchange, and leaves the round.
+
+A kernel that is not worth sharing has one chunk: thread 0's if others may have to wait for the
+result, anybody's if there is other work to go on with.
+
+**A loaded machine.** A thread may lose its CPU while it holds a chunk, and then the caller has to
+wait. If it waits much longer than it has worked itself since its last wait, the thread that was
+waited for is suspended: for several times as long it claims nothing and leaves jobs at once, which
+every thread may do at any time. So a call loses little to threads that cannot keep up.
+
+**Orderings.** A word only ever grows, and a compare-exchange acts on its latest value: claims need
+no ordering with other memory to be exclusive, and *acquire* merely keeps the work of a chunk behind
+its claim. What a chunk reads was ordered by the wait before its round: ``done`` is advanced by
+read-modify-writes with *release* or stronger, which form one release sequence, and read with
+*acquire* (``nw_wait``). For the same reason the caller sees all results, and who changes the
+argument table after that cannot disturb a thread that holds a chunk.
+
+**Sleeping.** Waiting never burns a core for longer than a bounded time: a thread spins, then sleeps
+in the kernel (futex(2)). Beside a word that is waited for stands ``awaited``, the largest value
+that anybody sleeps for. A sleeper first raises ``awaited`` and then looks at the word again; a
+waker first changes the word and then looks at ``awaited``; these four are *sequentially
+consistent*, so at least one of them sees the other. A woken thread that gets no CPU costs no second
+system call: once the word has passed ``awaited``, nobody looks for it any more.
 """
 
 from __future__ import annotations
@@ -16,17 +54,44 @@ from __future__ import annotations
 import platform
 import sys
 
-BARRIER_BYTES = 256
-"""Size of a barrier: zeroed memory, 64-byte aligned. Each word has a cache line of its own:
-i32 arrived at 0, i32 generation at 64, i32 sleepers at 128, i64 ticks to spin at 192 (0: none)."""
+MAX_CUTS = 4
+"""The most chunks per thread in a round. Four bits of a word count them."""
 
-BARRIER_SPIN_OFFSET = 192
+# A team: zeroed memory, 64-byte aligned. i64 done at 0, i64 awaited at 8, i64 the thread that ended
+# a round last at 16; settings on the next line; then a line for each thread: its word, and the time
+# until which it is suspended (0: it is not).
+_LAST, TEAM_SPIN, TEAM_PATIENCE, TEAM_LINES, SUSPENDED = 16, 64, 72, 128, 8
+"""Offsets. Settings are in ticks of the cycle counter: how long to spin before sleeping, and how
+much longer than it worked thread 0 may wait without suspending somebody."""
+
+SUSPENSION, LONGEST_WAIT = 8, 256
+"""A thread is suspended for SUSPENSION times the wait that it caused, of which no more than
+LONGEST_WAIT times the patience counts."""
+
+# A ticket: i64 each.
+_FIELDS = (
+    "team", "tid", "nthreads", "round", "end", "per", "ranges", "quotient", "rest", "asked",
+    "since", "left",
+)  # fmt: skip
+TICKET_WORDS = len(_FIELDS)
+TICKET_LEFT = 8 * _FIELDS.index("left")
+"""Offset of an i64: whether the thread left the job early because it is suspended."""
+
+ENTRY_PARAMS = (
+    ("ptr", "args"), ("i64", "N"), ("i64", "tid"), ("i64", "nthreads"), ("ptr", "ticket"),
+)  # fmt: skip
+"""Parameters of an entry: (type, name without %)."""
 
 # (number of the futex system call, instruction for a spinning thread); Linux only
 _SYSTEMS = {
     "x86_64": (202, "call void @llvm.x86.sse2.pause()", "declare void @llvm.x86.sse2.pause()"),
     "aarch64": (98, "call void @llvm.aarch64.hint(i32 1)", "declare void @llvm.aarch64.hint(i32)"),
 }
+
+
+def team_bytes(threads: int) -> int:
+    """Size of a team's memory for at most ``threads`` threads."""
+    return TEAM_LINES + 64 * threads
 
 
 def host_triple() -> str:
@@ -42,62 +107,76 @@ def threads_supported(triple: str) -> bool:
 
 
 def declarations(triple: str) -> frozenset[str]:
-    """The ``declare`` lines that `wait_ir` and `barrier_ir` need."""
+    """The ``declare`` lines that `wait_ir` and `sharing_ir` need."""
     if not threads_supported(triple):
         return frozenset()
     pause = _SYSTEMS[triple.split("-")[0]][2]
-    clock = "declare i64 @llvm.readcyclecounter()"
-    return frozenset({"declare i64 @syscall(i64, ...)", clock, pause})
+    return frozenset(
+        {
+            "declare i64 @syscall(i64, ...)",
+            "declare i64 @llvm.readcyclecounter()",
+            "declare i64 @llvm.umin.i64(i64, i64)",
+            pause,
+        }
+    )
 
 
 def wait_ir(triple: str) -> str:
     """Definitions of ``@nw_wait`` and ``@nw_wake``, the two halves of waiting for a word.
 
-    ``i32 @nw_wait(ptr word, i32 seen, ptr sleepers, i64 spin)`` returns the word once it differs
-    from ``seen``; it sleeps after ``spin`` ticks of the cycle counter (x86 TSC, ARM CNTVCT_EL0).
-    ``void @nw_wake(ptr word, ptr sleepers)`` wakes all that sleep; call it after the change.
+    ``i64 @nw_wait(ptr word, i64 value, i64 spin)`` returns once the i64 ``word`` is at least
+    ``value``, and sees what was written before that; it sleeps after ``spin`` ticks of the cycle
+    counter (x86 TSC, ARM CNTVCT_EL0). The result is for how many ticks it slept. ``awaited`` is the
+    i64 behind the word. ``void @nw_wake(ptr word, i64 value)``, called after the word became
+    ``value``, wakes all who sleep.
     """
     number, pause, _ = _SYSTEMS[triple.split("-")[0]]
+    # The kernel compares the low half of the word, which is the first on these machines. Between
+    # a look at it and the system call it does not advance by 2**32.
     return f"""\
-define internal i32 @nw_wait(ptr %word, i32 %seen, ptr %sleepers, i64 %spin) nounwind {{
+define internal i64 @nw_wait(ptr %word, i64 %value, i64 %spin) nounwind {{
 entry:
+  %awaited = getelementptr i8, ptr %word, i64 8
+  %quick = load atomic i64, ptr %word acquire, align 8
+  %ready = icmp uge i64 %quick, %value
+  br i1 %ready, label %soon, label %begin
+begin:
   %start = call i64 @llvm.readcyclecounter()
-  br label %look
-look:
-  %quick = load atomic i32, ptr %word acquire, align 4
-  %ready = icmp ne i32 %quick, %seen
-  br i1 %ready, label %done, label %pause
+  br label %pause
 pause:
   {pause}
+  %look = load atomic i64, ptr %word acquire, align 8
+  %come = icmp uge i64 %look, %value
+  br i1 %come, label %soon, label %patience
+patience:
   %now = call i64 @llvm.readcyclecounter()
   %elapsed = sub i64 %now, %start
   %patient = icmp ult i64 %elapsed, %spin
-  br i1 %patient, label %look, label %sleep
+  br i1 %patient, label %pause, label %sleep
 sleep:
-  %others = atomicrmw add ptr %sleepers, i32 1 seq_cst
-  %again = load atomic i32, ptr %word seq_cst, align 4
-  %unchanged = icmp eq i32 %again, %seen
-  br i1 %unchanged, label %block, label %awake
+  %before = atomicrmw umax ptr %awaited, i64 %value seq_cst
+  %again = load atomic i64, ptr %word seq_cst, align 8
+  %late = icmp uge i64 %again, %value
+  br i1 %late, label %awake, label %block
 block:
-  %expected = zext i32 %seen to i64
+  %low = and i64 %again, 4294967295
   ; FUTEX_WAIT | FUTEX_PRIVATE_FLAG, no timeout
-  %slept = call i64 (i64, ...) @syscall(i64 {number}, ptr %word, i64 128, i64 %expected, ptr null)
-  br label %awake
+  %slept = call i64 (i64, ...) @syscall(i64 {number}, ptr %word, i64 128, i64 %low, ptr null)
+  br label %sleep
 awake:
-  %left = atomicrmw sub ptr %sleepers, i32 1 seq_cst
-  %late = load atomic i32, ptr %word acquire, align 4
-  %changed = icmp ne i32 %late, %seen
-  br i1 %changed, label %done, label %sleep
-done:
-  %value = phi i32 [%quick, %look], [%late, %awake]
-  ret i32 %value
+  %finally = call i64 @llvm.readcyclecounter()
+  %duration = sub i64 %finally, %now
+  ret i64 %duration
+soon:
+  ret i64 0
 }}
 
-define internal void @nw_wake(ptr %word, ptr %sleepers) nounwind {{
+define internal void @nw_wake(ptr %word, i64 %value) nounwind {{
 entry:
-  %count = load atomic i32, ptr %sleepers seq_cst, align 4
-  %none = icmp eq i32 %count, 0
-  br i1 %none, label %done, label %wake
+  %awaited = getelementptr i8, ptr %word, i64 8
+  %wanted = load atomic i64, ptr %awaited seq_cst, align 8
+  %asleep = icmp uge i64 %wanted, %value
+  br i1 %asleep, label %wake, label %done
 wake:
   ; FUTEX_WAKE | FUTEX_PRIVATE_FLAG, INT_MAX threads
   %woken = call i64 (i64, ...) @syscall(i64 {number}, ptr %word, i64 129, i64 2147483647)
@@ -108,55 +187,351 @@ done:
 """
 
 
-def barrier_ir(triple: str) -> str:
-    """Definition of ``void @nw_barrier(ptr barrier, i64 nthreads)`` and of what it calls.
+def sharing_ir(triple: str) -> str:
+    """Definitions of what an entry calls, and of what these call.
 
-    All of ``nthreads`` threads return from it after all of them have entered, and see each other's
-    writes. With one thread it does nothing and ``barrier`` may be null. Where threads are not
-    supported it is always that. The last to arrive starts the next generation.
+    ``void @nw_round(ptr ticket, i64 tasks, i64 per, i64 single)`` begins a round: ``per`` chunks
+    for each thread, at most MAX_CUTS, or 0 for one chunk in all, which is thread 0's if ``single``
+    is 0 and anybody's if it is 1. ``{i64, i64} @nw_claim(ptr ticket)`` gives
+    the tasks [begin, end) of a chunk to run, or a negative begin if none is left; ``void
+    @nw_finish(ptr ticket)`` follows each chunk. ``void @nw_arrive(ptr ticket)`` waits for all
+    rounds so far. ``void @nw_leave(ptr ticket)`` ends an entry. ``void @nw_stop(ptr ticket, i64
+    rounds)`` comes before leaving early: it gives up the rest, at most so many rounds, and may be
+    called after `nw_arrive` only. The last three do nothing without a ticket.
+
+    Where threads are not supported, there is never a ticket.
     """
     if not threads_supported(triple):
-        return """\
-define internal void @nw_barrier(ptr %barrier, i64 %nthreads) nounwind {
+        return _ALONE_IR
+    return wait_ir(triple) + _SHARING_IR
+
+
+def ticket_ir() -> str:
+    """Definition of ``void @nw_ticket(ptr ticket, ptr team, i64 tid, i64 nthreads, i64 first)``,
+    which fills a ticket in for a job that begins with round ``first``."""
+    return _TICKET_IR
+
+
+_ALONE_IR = """\
+define internal void @nw_round(ptr %ticket, i64 %tasks, i64 %per, i64 %single) nounwind {
+  ret void
+}
+
+define internal {i64, i64} @nw_claim(ptr %ticket) nounwind {
+  ret {i64, i64} {i64 -1, i64 -1}
+}
+
+define internal void @nw_finish(ptr %ticket) nounwind {
+  ret void
+}
+
+define internal void @nw_arrive(ptr %ticket) nounwind {
+  ret void
+}
+
+define internal void @nw_leave(ptr %ticket) nounwind {
+  ret void
+}
+
+define internal void @nw_stop(ptr %ticket, i64 %rounds) nounwind {
   ret void
 }
 """
-    return (
-        wait_ir(triple)
-        + """
-define internal void @nw_barrier(ptr %barrier, i64 %nthreads) nounwind {
-entry:
-  %single = icmp sle i64 %nthreads, 1
-  br i1 %single, label %done, label %arrive
-arrive:
-  %generation = getelementptr i8, ptr %barrier, i64 64
-  %sleepers = getelementptr i8, ptr %barrier, i64 128
-  %seen = load atomic i32, ptr %generation acquire, align 4
-  %before = atomicrmw add ptr %barrier, i32 1 acq_rel
-  %count = add i32 %before, 1
-  %all = trunc i64 %nthreads to i32
-  %last = icmp eq i32 %count, %all
-  br i1 %last, label %release, label %wait
-release:
-  store atomic i32 0, ptr %barrier monotonic, align 4
-  %next = add i32 %seen, 1
-  store atomic i32 %next, ptr %generation seq_cst, align 4
-  call void @nw_wake(ptr %generation, ptr %sleepers)
-  br label %done
-wait:
-  %spin.at = getelementptr i8, ptr %barrier, i64 192
-  %spin = load i64, ptr %spin.at, align 8
-  %new = call i32 @nw_wait(ptr %generation, i32 %seen, ptr %sleepers, i64 %spin)
-  br label %done
-done:
-  ret void
-}
-"""
+
+
+def _at(*names: str) -> str:
+    """Addresses of fields of the ticket, as ``%name.at``."""
+    return "".join(
+        f"  %{name}.at = getelementptr i8, ptr %ticket, i64 {8 * _FIELDS.index(name)}\n"
+        for name in names
     )
 
 
-BARRIER_IR = barrier_ir(host_triple())
-"""`barrier_ir` for this machine; its `declare` lines are in BARRIER_DECLARATIONS, because LLVM does
+def _get(*names: str) -> str:
+    """Loads fields of the ticket, as ``%name``."""
+    return _at(*names) + "".join(
+        f"  %{name} = load {'ptr' if name == 'team' else 'i64'}, ptr %{name}.at, align 8\n"
+        for name in names
+    )
+
+
+_TICKET_IR = f"""\
+define internal void @nw_ticket(
+    ptr %ticket, ptr %team, i64 %tid, i64 %nthreads, i64 %first) nounwind {{
+{_at("team", "tid", "nthreads", "round", "end", "since", "left")}\
+  %now = call i64 @llvm.readcyclecounter()
+  store ptr %team, ptr %team.at, align 8
+  store i64 %tid, ptr %tid.at, align 8
+  store i64 %nthreads, ptr %nthreads.at, align 8
+  store i64 %first, ptr %round.at, align 8
+  store i64 %first, ptr %end.at, align 8
+  store i64 %now, ptr %since.at, align 8
+  store i64 0, ptr %left.at, align 8
+  ret void
+}}
+"""
+
+_ROUND_IR = f"""
+define internal void @nw_round(ptr %ticket, i64 %tasks, i64 %cuts, i64 %single) nounwind {{
+{_get("nthreads", "end")}{_at("round", "per", "ranges", "quotient", "rest", "asked")}\
+  %wanted = mul i64 %cuts, %nthreads
+  %few = icmp ult i64 %tasks, %wanted
+  %less = select i1 %few, i64 1, i64 %cuts
+  %no.cut = icmp eq i64 %cuts, 0
+  %no.need = icmp ule i64 %tasks, 1
+  %one = or i1 %no.cut, %no.need
+  %per = select i1 %one, i64 1, i64 %less
+  %ranges = select i1 %one, i64 %single, i64 %nthreads
+  %many = mul i64 %per, %nthreads
+  %chunks = select i1 %one, i64 1, i64 %many
+  %new.end = add i64 %end, %chunks
+  %quotient = udiv i64 %tasks, %chunks
+  %rest = urem i64 %tasks, %chunks
+  store i64 %end, ptr %round.at, align 8
+  store i64 %new.end, ptr %end.at, align 8
+  store i64 %per, ptr %per.at, align 8
+  store i64 %ranges, ptr %ranges.at, align 8
+  store i64 %quotient, ptr %quotient.at, align 8
+  store i64 %rest, ptr %rest.at, align 8
+  store i64 0, ptr %asked.at, align 8
+  ret void
+}}
+"""
+
+# ``ranges`` is how many threads have chunks, 0 if thread 0 need not claim its one; ``asked`` counts
+# those, from the own one on, whose chunks are known to be gone.
+_CLAIM_IR = f"""
+define internal {{i64, i64}} @nw_claim(ptr %ticket) nounwind {{
+entry:
+{_get("team", "tid", "nthreads", "round", "per", "ranges", "asked", "left")}\
+  %lines = getelementptr i8, ptr %team, i64 {TEAM_LINES}
+  %base = shl i64 %round, 8
+  %next.round = add i64 %base, 256
+  %caller = icmp eq i64 %tid, 0
+  %without = icmp eq i64 %ranges, 0
+  br i1 %caller, label %whose, label %helper
+
+helper:
+  %is.left = icmp ne i64 %left, 0
+  %nothing = or i1 %is.left, %without
+  br i1 %nothing, label %none, label %suspension
+suspension:
+  %tid.line = shl i64 %tid, 6
+  %line = getelementptr i8, ptr %lines, i64 %tid.line
+  %until.at = getelementptr i8, ptr %line, i64 {SUSPENDED}
+  %until = load atomic i64, ptr %until.at monotonic, align 8
+  %free = icmp eq i64 %until, 0
+  br i1 %free, label %range, label %suspended
+suspended:
+  %now = call i64 @llvm.readcyclecounter()
+  %remaining = sub i64 %until, %now
+  %still = icmp sgt i64 %remaining, 0
+  br i1 %still, label %leave, label %resume
+leave:
+  store i64 1, ptr %left.at, align 8
+  br label %none
+resume:
+  store atomic i64 0, ptr %until.at monotonic, align 8
+  br label %range
+
+whose:
+  br i1 %without, label %own.one, label %range
+own.one:
+  %taken = icmp ne i64 %asked, 0
+  br i1 %taken, label %none, label %got
+
+range:
+  %k = phi i64 [%asked, %suspension], [%asked, %resume], [%asked, %whose], [%k.next, %gone]
+  %all = icmp uge i64 %k, %ranges
+  br i1 %all, label %none, label %visit
+visit:
+  %single = icmp eq i64 %ranges, 1
+  %ahead = add i64 %tid, %k
+  %wraps = icmp uge i64 %ahead, %nthreads
+  %wrapped = sub i64 %ahead, %nthreads
+  %turn = select i1 %wraps, i64 %wrapped, i64 %ahead
+  %owner = select i1 %single, i64 0, i64 %turn
+  %own = icmp eq i64 %k, 0
+  %step = select i1 %own, i64 16, i64 1
+  %at = shl i64 %owner, 6
+  %word = getelementptr i8, ptr %lines, i64 %at
+  %first = load atomic i64, ptr %word monotonic, align 8
+  br label %try
+try:
+  %seen = phi i64 [%first, %visit], [%changed, %claim]
+  %over = icmp uge i64 %seen, %next.round
+  br i1 %over, label %none, label %count
+count:
+  %older = icmp ult i64 %seen, %base
+  %state = select i1 %older, i64 %base, i64 %seen
+  %back = and i64 %state, 15
+  %high = lshr i64 %state, 4
+  %front = and i64 %high, 15
+  %both = add i64 %front, %back
+  %some = icmp ult i64 %both, %per
+  br i1 %some, label %claim, label %gone
+claim:
+  %more = add i64 %state, %step
+  %claiming = cmpxchg ptr %word, i64 %seen, i64 %more acquire monotonic, align 8
+  %changed = extractvalue {{i64, i1}} %claiming, 0
+  %mine = extractvalue {{i64, i1}} %claiming, 1
+  br i1 %mine, label %chosen, label %try
+gone:
+  %k.next = add i64 %k, 1
+  br label %range
+chosen:
+  %farthest = sub i64 %per, 1
+  %last = sub i64 %farthest, %back
+  %index = select i1 %own, i64 %front, i64 %last
+  %before = mul i64 %owner, %per
+  %which = add i64 %before, %index
+  br label %got
+
+got:
+  %chunk = phi i64 [0, %own.one], [%which, %chosen]
+  %known = phi i64 [1, %own.one], [%k, %chosen]
+  store i64 %known, ptr %asked.at, align 8
+{_get("quotient", "rest")}\
+  %even = mul i64 %chunk, %quotient
+  %extra = call i64 @llvm.umin.i64(i64 %chunk, i64 %rest)
+  %begin = add i64 %even, %extra
+  %longer = icmp ult i64 %chunk, %rest
+  %bonus = zext i1 %longer to i64
+  %size = add i64 %quotient, %bonus
+  %end = add i64 %begin, %size
+  %half = insertvalue {{i64, i64}} poison, i64 %begin, 0
+  %tasks = insertvalue {{i64, i64}} %half, i64 %end, 1
+  ret {{i64, i64}} %tasks
+none:
+  ret {{i64, i64}} {{i64 -1, i64 -1}}
+}}
+"""
+
+# ``done`` reaches what somebody sleeps for, the end of a round, only with a chunk of this or an
+# earlier round: whoever is not at the end of its own round need not look. The one who ends the
+# round knows that nothing of it is left to claim.
+_FINISH_IR = f"""
+define internal void @nw_finish(ptr %ticket) nounwind {{
+entry:
+{_get("team", "end")}\
+  %before = atomicrmw add ptr %team, i64 1 seq_cst
+  %done = add i64 %before, 1
+  %last = icmp uge i64 %done, %end
+  br i1 %last, label %over, label %return
+over:
+{_get("tid", "nthreads")}{_at("asked")}\
+  store i64 %nthreads, ptr %asked.at, align 8
+  %last.at = getelementptr i8, ptr %team, i64 {_LAST}
+  store atomic i64 %tid, ptr %last.at monotonic, align 8
+  call void @nw_wake(ptr %team, i64 %done)
+  br label %return
+return:
+  ret void
+}}
+"""
+
+_ARRIVE_IR = f"""
+define internal void @nw_arrive(ptr %ticket) nounwind {{
+entry:
+  %alone = icmp eq ptr %ticket, null
+  br i1 %alone, label %return, label %who
+who:
+{_get("left")}\
+  %is.left = icmp ne i64 %left, 0
+  br i1 %is.left, label %return, label %wait
+wait:
+{_get("team", "tid", "end")}\
+  %spin.at = getelementptr i8, ptr %team, i64 {TEAM_SPIN}
+  %spin = load i64, ptr %spin.at, align 8
+  %slept = call i64 @nw_wait(ptr %team, i64 %end, i64 %spin)
+  %caller = icmp eq i64 %tid, 0
+  br i1 %caller, label %judge, label %return
+judge:
+{_get("since")}\
+  %now = call i64 @llvm.readcyclecounter()
+  store i64 %now, ptr %since.at, align 8
+  %elapsed = sub i64 %now, %since
+  %worked = sub i64 %elapsed, %slept
+  %patience.at = getelementptr i8, ptr %team, i64 {TEAM_PATIENCE}
+  %patience = load i64, ptr %patience.at, align 8
+  %limit = add i64 %worked, %patience
+  %stalled = icmp ugt i64 %slept, %limit
+  br i1 %stalled, label %suspend, label %return
+suspend:
+  %most = mul i64 %patience, {LONGEST_WAIT}
+  %counts = call i64 @llvm.umin.i64(i64 %slept, i64 %most)
+  %time = mul i64 %counts, {SUSPENSION}
+  %until = add i64 %now, %time
+  %last.at = getelementptr i8, ptr %team, i64 {_LAST}
+  %last = load atomic i64, ptr %last.at monotonic, align 8
+  %at = shl i64 %last, 6
+  %lines = getelementptr i8, ptr %team, i64 {TEAM_LINES}
+  %line = getelementptr i8, ptr %lines, i64 %at
+  %until.at = getelementptr i8, ptr %line, i64 {SUSPENDED}
+  store atomic i64 %until, ptr %until.at monotonic, align 8
+  br label %return
+return:
+  ret void
+}}
+
+define internal void @nw_leave(ptr %ticket) nounwind {{
+entry:
+  %alone = icmp eq ptr %ticket, null
+  br i1 %alone, label %return, label %who
+who:
+{_get("tid")}\
+  %caller = icmp eq i64 %tid, 0
+  br i1 %caller, label %wait, label %return
+wait:
+  call void @nw_arrive(ptr %ticket)
+  br label %return
+return:
+  ret void
+}}
+"""
+
+# A thread that comes late may miss the reason to stop, which the next job takes back. So the rounds
+# given up must look over: their numbers are skipped, in all words and in ``done``.
+_STOP_IR = f"""
+define internal void @nw_stop(ptr %ticket, i64 %rounds) nounwind {{
+entry:
+  %alone = icmp eq ptr %ticket, null
+  br i1 %alone, label %return, label %who
+who:
+{_get("tid")}\
+  %caller = icmp eq i64 %tid, 0
+  br i1 %caller, label %skip, label %return
+skip:
+{_get("team", "nthreads", "end")}\
+  %most = mul i64 %nthreads, {MAX_CUTS}
+  %chunks = mul i64 %rounds, %most
+  %skipped = add i64 %chunks, 1
+  %next = add i64 %end, %skipped
+  %words = getelementptr i8, ptr %team, i64 {TEAM_LINES}
+  %over = shl i64 %next, 8
+  br label %word
+word:
+  %k = phi i64 [0, %skip], [%k.next, %word]
+  %at = shl i64 %k, 6
+  %place = getelementptr i8, ptr %words, i64 %at
+  %was = atomicrmw umax ptr %place, i64 %over seq_cst
+  %k.next = add i64 %k, 1
+  %more = icmp ult i64 %k.next, %nthreads
+  br i1 %more, label %word, label %advance
+advance:
+  store i64 %next, ptr %end.at, align 8
+  %before = atomicrmw add ptr %team, i64 %skipped seq_cst
+  call void @nw_wake(ptr %team, i64 %next)
+  br label %return
+return:
+  ret void
+}}
+"""
+
+_SHARING_IR = _ROUND_IR + _CLAIM_IR + _FINISH_IR + _ARRIVE_IR + _STOP_IR
+
+SHARING_IR = sharing_ir(host_triple())
+"""`sharing_ir` for this machine; its `declare` lines are in SHARING_DECLARATIONS, because LLVM does
 not accept two of the same in a module."""
 
-BARRIER_DECLARATIONS = declarations(host_triple())
+SHARING_DECLARATIONS = declarations(host_triple())

@@ -54,6 +54,11 @@ class Function:
         self._counter = 0
         self._computed: tuple[str, str] | None = None
 
+    @property
+    def block(self) -> str:
+        """The block that is being written."""
+        return self._block
+
     def fresh(self, prefix: str = "t") -> str:
         """A new SSA name (with %)."""
         self._counter += 1

@@ -1,10 +1,10 @@
 """The form of a program that says how long each of its steps takes, for the profiler.
 
-It runs the kernels of the program itself, which it imports, on the same memory. A barrier stands
-before the first step of an entry and after every one, and each thread stores the cycle counter when
-it gets there. A step lasts from the arrival of the last thread at the barrier before it to that of
-the last one at the barrier after it: waiting counts for the kernel that caused it, and no thread
-can start the next one unseen.
+It runs the kernels of the program itself, which it imports, on the same memory. All threads wait
+for all work before the first step of an entry and after every one, and thread 0 stores the cycle
+counter when its wait is over: waiting counts for the kernel that caused it, and no thread can start
+the next one unseen. The other threads store nothing, since they may still be on their way when the
+times are read.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from __future__ import annotations
 from ..ir.graph import Graph, Node
 from ..ir.plan import Plan
 from .llvm import module_text
-from .program import BARRIER, STRIDE, EntryEmitter, Launch, Native, Program, Touched
-from .spmd import BARRIER_IR
+from .program import ARRIVE, STRIDE, EntryEmitter, Launch, Native, Program, Touched
+from .spmd import SHARING_IR
 from .text import Function
 
 TIMES = "times"
-"""The slot after those of the program: for each thread as many i64 as there are marks."""
+"""The slot after those of the program: as many i64 as there are marks."""
 
 
 def marks(segment: Native) -> int:
-    """How often each thread stores the time in an entry: before the first step, after each."""
+    """How often the time is stored in an entry: before the first step, after each."""
     return len(segment.steps) + 1
 
 
@@ -58,24 +58,18 @@ class _TimedEmitter(EntryEmitter):
         touched.clear()
 
     def _mark(self, fn: Function) -> None:
-        """Every thread stores the time in a row of its own and waits for the others."""
-        now = fn.call("i64", "llvm.readcyclecounter")
-        times = fn.load("ptr", fn.element("%args", "ptr", self.slots[TIMES]), 8)
-        row = fn.element(times, "i64", fn.emit(f"mul i64 %tid, {_MARKS}"))
-        fn.store("i64", now, fn.element(row, "i64", self.marks), 8)
-        fn.do(BARRIER)
+        """All threads wait for all work; then thread 0 stores the time."""
+        fn.do(ARRIVE)
+        with fn.when(fn.emit("icmp eq i64 %tid, 0")):
+            times = fn.load("ptr", fn.element("%args", "ptr", self.slots[TIMES]), 8)
+            now = fn.call("i64", "llvm.readcyclecounter")
+            fn.store("i64", now, fn.element(times, "i64", self.marks), 8)
         self.marks += 1
 
     def run(self) -> Program:
         program = self.program
         program.run = self.segments("run", self.plan.steps)
         program.slots = list(self.slots)
-        known = {STRIDE: program.scratch_bytes, _MARKS: self.marks}
-        text = "\n".join(self.entries)
-        for name, number in known.items():
-            text = text.replace(name, str(number))
-        program.text = module_text([BARRIER_IR, text], self.declarations)
+        text = "\n".join(self.entries).replace(STRIDE, str(program.scratch_bytes))
+        program.text = module_text([SHARING_IR, text], self.declarations)
         return program
-
-
-_MARKS = "NUMBEROFMARKS"

@@ -30,6 +30,8 @@ Matrix = Sequence[Sequence[float]]
 
 # Tiles per block: rows of the products that share one pass over the weights.
 _BLOCK_TILES = 48
+# The most ranges per thread: each transforms blocks of its own and reads all weights for them.
+_CUTS = 2
 # Registers of a transform besides the half-transformed tile.
 _TEMPORARIES = 10
 _LINE = 16  # elements of padding that keep matrices out of the same cache sets
@@ -291,7 +293,7 @@ class _Writer:
             self._inputs(loop.index, size)
             self._panels(loop.index, size)
         functions = [*self.helpers.values(), *self.micro.functions, f]
-        return assembled(functions, TaskCount(tasks), self.scratch, spec.flops)
+        return assembled(functions, TaskCount(tasks), self.scratch, spec.flops, cuts=_CUTS)
 
     def _even_blocks(self, count: Size) -> Size:
         """Tiles per block: blocks of the same size, in whole register tiles."""

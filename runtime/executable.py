@@ -14,7 +14,7 @@ import numpy as np
 
 from ..ir.interpreter import run_node
 from ..ir.plan import Location
-from ..ir.types import TensorType, extent_at
+from ..ir.types import TensorType
 from . import jit, pool, settings
 from .memory import address, allocate
 
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
     from ..codegen.program import Fallback, Program, Segment
     from ..codegen.target import Target
 
-# Waking a sleeping thread takes 50 to 60 us; a program shorter than this runs on the caller alone.
-WORTH_A_THREAD = 15e-6
-ASSUMED_FLOPS = 50e9
-ASSUMED_BYTES = 10e9
+WORTH_A_THREAD = 10_000
+"""A program of fewer nanoseconds of work runs on the caller alone: waking the others costs it a few
+microseconds, and they come 50 to 60 us later."""
 
 INDEXED = ("cross_entropy", "embedding", "gather")
 """Operators whose kernels check indices or labels."""
@@ -56,6 +55,7 @@ class Executable:
         self.table_address = address(self._table)
         self._recorder: Callable[[int, int], None] | None = None
         self._status = np.zeros(2, np.int64)
+        weakref.finalize(self, pool.retire, self._table, self._status).atexit = False
         self._bases: dict[str, np.ndarray] = {}
         self._capacity = -1
         self._scratch_threads = 0
@@ -240,18 +240,11 @@ class Executable:
             self._scratch_threads = threads
 
     def _short(self, n: int) -> bool:
-        """Whether a run is over before a second thread would be awake."""
+        """Whether a run is too little work for a second thread."""
         if n not in self._is_short:
-            self._is_short[n] = self._seconds(n) < WORTH_A_THREAD
+            launches = (x for x in self.program.launches if x.phase == "run")
+            self._is_short[n] = sum(x.cost.at(n) for x in launches) < WORTH_A_THREAD
         return self._is_short[n]
-
-    def _seconds(self, n: int) -> float:
-        """A rough time for one run on one thread."""
-        return sum(
-            extent_at(launch.flops, n) / ASSUMED_FLOPS + extent_at(launch.bytes, n) / ASSUMED_BYTES
-            for launch in self.program.launches
-            if launch.phase == "run"
-        )
 
     def _bad_index(self) -> str:
         value = int(self._status[1])

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CompileError
-from . import cache
+from . import cache, pool
 
 if TYPE_CHECKING:
     from ..codegen.target import Target
@@ -51,12 +51,14 @@ if hasattr(os, "register_at_fork"):
 
 class Library:
     """Linked machine code. It is unloaded when the last reference to this object is dropped, so
-    whoever keeps an address keeps the library too."""
+    whoever keeps an address keeps the library too. (Threads of the pool that are still inside of
+    the code leave it first, see `pool.retire`.)"""
 
     def __init__(
         self, tracker: Any, symbols: Iterable[str], compiled: bool, object_bytes: int = 0
     ) -> None:
-        self._tracker = tracker
+        self._tracker = tracker  # the linker unloads the code when it is dropped
+        weakref.finalize(self, pool.retire, tracker).atexit = False
         self.symbols: dict[str, int] = {name: int(tracker[name]) for name in symbols}
         self.compiled = compiled
         """True if LLVM compiled it now, False if it came from the cache."""

@@ -113,71 +113,69 @@ def _accumulators(target: Target) -> int:
 
 
 def _fma_ir(target: Target) -> str:
-    """An entry that does N rounds of multiply-adds on registers."""
+    """An entry in which there are N rounds of multiply-adds on registers for each thread."""
     from ..codegen.llvm import module_text
-    from ..codegen.text import Function
+    from ..codegen.sharing import close_entry, entry_function, shared
+    from ..codegen.spmd import declarations, sharing_ir
 
-    f = Function("nw_probe_fma", _PARAMS, linkage="")
+    f = entry_function("nw_probe_fma")
     vector = f"<{target.vector_bytes // 4} x float>"
-    x = f.splat(vector, f.load("float", "%args", 4))
-    y = f.splat(vector, f.load("float", f.element("%args", "float", 1), 4))
     # fmuladd: on a CPU without the instruction it is a multiply and an add, not a library call.
     multiply_add = f"llvm.fmuladd.v{target.vector_bytes // 4}f32"
-    # Sums that start equal would stay equal, and LLVM would compute one of them.
-    starts = [
-        (vector, f.emit(f"fmul {vector} {x}, {f.splat(vector, str(float(k)))}"))
-        for k in range(_accumulators(target))
-    ]
-    with f.loop("%N", carry=starts) as loop:
-        sums = list(loop.carried)
-        for _ in range(_UNROLL):
-            sums = [
-                f.call(vector, multiply_add, (vector, s), (vector, x), (vector, y)) for s in sums
-            ]
-        loop.next = sums
-    total = loop.results[0]
-    for other in loop.results[1:]:
-        total = f.emit(f"fadd {vector} {total}, {other}")
-    line = f.emit("add i64 %tid, 1")  # the result must be used, each thread has its own line
-    first = f.emit(f"extractelement {vector} {total}, i64 0")
-    f.store("float", first, f.element("%args", "[16 x float]", line), 4)
-    return module_text([f.render()], f.declarations)
+    with shared(f, "%nthreads") as (begin, end), f.loop(end, start=begin) as part:
+        x = f.splat(vector, f.load("float", "%args", 4))
+        y = f.splat(vector, f.load("float", f.element("%args", "float", 1), 4))
+        # Sums that start equal would stay equal, and LLVM would compute one of them.
+        starts = [
+            (vector, f.emit(f"fmul {vector} {x}, {f.splat(vector, str(float(k)))}"))
+            for k in range(_accumulators(target))
+        ]
+        with f.loop("%N", carry=starts) as loop:
+            sums = list(loop.carried)
+            for _ in range(_UNROLL):
+                sums = [
+                    f.call(vector, multiply_add, (vector, s), (vector, x), (vector, y))
+                    for s in sums
+                ]
+            loop.next = sums
+        total = loop.results[0]
+        for other in loop.results[1:]:
+            total = f.emit(f"fadd {vector} {total}, {other}")
+        # The result must be used; each part has a line of its own.
+        line = f.emit(f"add i64 {part.index}, 1")
+        first = f.emit(f"extractelement {vector} {total}, i64 0")
+        f.store("float", first, f.element("%args", "[16 x float]", line), 4)
+    text = close_entry(f)
+    needed = f.declarations | declarations(target.triple)
+    return module_text([sharing_ir(target.triple), text], needed)
 
 
 def _stream_ir(target: Target) -> str:
     """Entries that run ``a = b`` and ``a = b + s * c`` N times; args = {a, b, c, count}."""
     from ..codegen.llvm import module_text
-    from ..codegen.text import Function
+    from ..codegen.sharing import close_entry, entry_function, shared
+    from ..codegen.spmd import declarations, sharing_ir
 
     lanes = target.vector_bytes // 4
     vector = f"<{lanes} x float>"
     functions = []
     for kind in BANDWIDTH_KINDS:
-        f = Function(f"nw_probe_{kind}", _PARAMS, linkage="")
-        a, b, c = (f.load("ptr", f.element("%args", "ptr", k), 8) for k in range(3))
-        count = f.load("i64", f.element("%args", "i64", 3), 8)
-        chunks = f.emit(f"udiv i64 {count}, {lanes}")
-        begin = f.emit(f"udiv i64 {f.emit(f'mul i64 {chunks}, %tid')}, %nthreads")
-        after = f.emit("add i64 %tid, 1")
-        end = f.emit(f"udiv i64 {f.emit(f'mul i64 {chunks}, {after}')}, %nthreads")
-        with f.loop("%N"), f.loop(end, start=begin) as loop:
-            value = f.load(vector, f.element(b, vector, loop.index), 4)
-            if kind == "triad":
-                other = f.load(vector, f.element(c, vector, loop.index), 4)
-                scaled = f.emit(f"fadd {vector} {other}, {other}")
-                value = f.emit(f"fadd {vector} {value}, {scaled}")
-            f.store(vector, value, f.element(a, vector, loop.index), 4)
-        functions.append(f.render())
-    return module_text(functions, ())
-
-
-_PARAMS = [
-    ("ptr noalias", "args"),
-    ("i64", "N"),
-    ("i64", "tid"),
-    ("i64", "nthreads"),
-    ("ptr", "barrier"),
-]
+        f = entry_function(f"nw_probe_{kind}")
+        with shared(f, "%nthreads") as (part, after):
+            a, b, c = (f.load("ptr", f.element("%args", "ptr", k), 8) for k in range(3))
+            count = f.load("i64", f.element("%args", "i64", 3), 8)
+            vectors = f.emit(f"udiv i64 {count}, {lanes}")
+            begin = f.emit(f"udiv i64 {f.emit(f'mul i64 {vectors}, {part}')}, %nthreads")
+            end = f.emit(f"udiv i64 {f.emit(f'mul i64 {vectors}, {after}')}, %nthreads")
+            with f.loop("%N"), f.loop(end, start=begin) as loop:
+                value = f.load(vector, f.element(b, vector, loop.index), 4)
+                if kind == "triad":
+                    other = f.load(vector, f.element(c, vector, loop.index), 4)
+                    scaled = f.emit(f"fadd {vector} {other}, {other}")
+                    value = f.emit(f"fadd {vector} {value}, {scaled}")
+                f.store(vector, value, f.element(a, vector, loop.index), 4)
+        functions.append(close_entry(f))
+    return module_text([sharing_ir(target.triple), *functions], declarations(target.triple))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """How long each kernel of an executable takes: runs of the timed form of its program.
 
 The timed form (`codegen.timed_program`) calls the kernels of the executable itself, on the same
-memory; every thread reads the cycle counter after each.
+memory; thread 0 reads the cycle counter when all threads are done with each.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import jit, pool, settings
+from . import jit, pool
 
 if TYPE_CHECKING:
     from ..codegen.program import Fallback, Launch, Move, Program
@@ -48,27 +48,23 @@ class Recorder:
                 self.steps.append(segment)
                 self._segments.append(segment)
         count = sum(s[1] for s in self._segments if isinstance(s, tuple))
-        self._times = np.zeros((0, max(count, 1)), np.int64)
+        self._times = np.zeros(max(count, 1), np.int64)
         self._in_numpy: list[int] = []
         self.threads = 1
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """In this block, runs of the executable are timed; other threads wait for its end."""
-        threads = settings.num_threads()
-        if threads > len(self._times):
-            self._times = np.zeros((threads, self._times.shape[1]), np.int64)
         with self.executable.recorded(self._run, self._times):
             yield
 
     def ticks(self) -> np.ndarray:
         """What each step took in the last recorded run, in ticks of `pool.clock`, int64."""
-        last_arrivals = self._times[: self.threads].max(axis=0)
         in_numpy = iter(self._in_numpy)
         found, mark = [], 0
         for segment in self._segments:
             if isinstance(segment, tuple):
-                found.append(np.diff(last_arrivals[mark : mark + segment[1]]))
+                found.append(np.diff(self._times[mark : mark + segment[1]]))
                 mark += segment[1]
             else:
                 found.append(np.array([next(in_numpy)]))
@@ -77,7 +73,6 @@ class Recorder:
     def _run(self, n: int, threads: int) -> None:
         """Like `Executable.run`'s own, without more work than that has."""
         table, clock = self.executable.table_address, pool.clock()
-        threads = min(threads, len(self._times))
         self._in_numpy.clear()
         for segment in self._segments:
             if isinstance(segment, tuple):

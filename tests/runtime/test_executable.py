@@ -2,6 +2,8 @@
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,7 @@ from netwright.ir.interpreter import evaluate
 from netwright.ir.types import Dim, TensorType, float32, int32, int64
 from netwright.passes.plan_memory import plan_memory
 from netwright.runtime import executable as module
-from netwright.runtime import settings
+from netwright.runtime import pool, settings, team
 from netwright.runtime.executable import Executable
 from netwright.runtime.memory import ALIGN, address
 
@@ -185,18 +187,101 @@ def test_state_that_a_checked_operator_computes_is_not_touched_by_a_bad_index():
     np.testing.assert_array_equal(last, values[[1, 2]])
 
 
-def test_results_have_the_same_bits_for_any_number_of_threads(monkeypatch):
-    monkeypatch.setattr(module, "WORTH_A_THREAD", 0.0)  # wake workers for small programs, too
+def network() -> Graph:
+    """Rounds of all kinds: shared kernels, tiny ones, two that do not wait for each other, copies
+    to a second output, and state that is updated."""
+    graph = Graph("network")
+    x = graph.add("input", path="x", type=TensorType(float32, (N, 40)))
+    w = graph.add("parameter", path="w", type=TensorType(float32, (40, 40)))
+    count = graph.add("buffer", path="count", type=TensorType(float32, (3,)))
+    hidden = graph.add("tanh", graph.add("matmul", x, w))
+    left, right = graph.add("exp", hidden), graph.add("matmul", hidden, w)
+    total = graph.add("sum", graph.add("mul", left, right), dims=(0,), keepdim=False)
+    out = graph.add("add", graph.add("matmul", left, w), total)
+    graph.outputs["out"] = graph.outputs["same"] = out
+    graph.updates["count"] = graph.add("add", count, graph.add("constant", value=np.float32(1)))
+    return graph
+
+
+def run_network(made: Executable, n: int, seed: int = 0) -> bytes:
+    found = {name: np.full((n, 40), np.nan, np.float32) for name in ("out", "same")}
+    made.run(n, {"x": weights(n, 40, seed=seed)}, found)
+    assert found["out"].tobytes() == found["same"].tobytes()
+    return found["out"].tobytes()
+
+
+@pytest.fixture
+def shared(monkeypatch: pytest.MonkeyPatch, patient: None):
+    """Small programs are shared, too."""
+    monkeypatch.setattr(module, "WORTH_A_THREAD", 0)
+    yield
+    settings.set_num_threads(None)
+
+
+def test_results_have_the_same_bits_for_any_number_of_threads(shared):
+    made, big, w, count = linked(chain()), linked(network()), weights(5, 3), np.zeros(3, np.float32)
+    made.bind({"w": w})
+    big.bind({"w": weights(40, 40) / 8, "count": count})
+    found, others = [], []
+    for threads in (1, 2, 3, 1, 5):
+        settings.set_num_threads(threads)
+        for _ in range(20):
+            found.append(run_chain(made, w, 37).tobytes())
+            others.append(run_network(big, 150))
+    assert len(set(found)) == 1
+    assert len(set(others)) == 1
+    assert count.tolist() == [len(others)] * 3
+
+
+@pytest.fixture
+def busy_neighbour():
+    """Another process that wants the CPUs of this one."""
+    neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    yield
+    neighbour.kill()
+    neighbour.wait()
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_that_come_late_never_disturb_later_calls(
+    shared, busy_neighbour, monkeypatch, threads
+):
+    """Alternating programs and batch sizes, each result checked."""
+    monkeypatch.setattr(team, "PATIENCE_SECONDS", 1e-4)  # as users have it
+    small, large = linked(chain()), linked(network())
+    w, v, count = weights(5, 3), weights(40, 40) / 8, np.zeros(3, np.float32)
+    small.bind({"w": w})
+    large.bind({"w": v, "count": count})
+    sizes = (1, 33, 2, 9)
+    inputs = {n: (weights(n, 5, seed=n), weights(n, 40, seed=n)) for n in sizes}
+    settings.set_num_threads(1)
+    wanted = {n: (run_chain(small, w, n).tobytes(), run_network(large, n, seed=n)) for n in sizes}
+    settings.set_num_threads(threads)
+    for call in range(10_000):
+        n = sizes[call % 4]
+        outs = [np.empty((n, 3), np.float32), *(np.empty((n, 40), np.float32) for _ in "ab")]
+        if call % 3:
+            small.run(n, {"x": inputs[n][0]}, {"out": outs[0]})
+            assert outs[0].tobytes() == wanted[n][0]
+        else:
+            large.run(n, {"x": inputs[n][1]}, {"out": outs[1], "same": outs[2]})
+            assert outs[1].tobytes() == outs[2].tobytes() == wanted[n][1]
+
+
+@pytest.mark.skipif(not pool.available(), reason="no native threads here")
+def test_what_a_late_worker_may_read_outlives_the_executable(shared, monkeypatch):
     made, w = linked(chain()), weights(5, 3)
     made.bind({"w": w})
-    found = []
-    try:
-        for threads in (1, 2, 3, 1):
-            settings.set_num_threads(threads)
-            found.append(run_chain(made, w, 37).tobytes())
-    finally:
-        settings.set_num_threads(None)
-    assert len(set(found)) == 1
+    settings.set_num_threads(2)
+    run_chain(made, w, 3)
+    kept = [weakref.ref(x) for x in (made._table, made._status, made.library._tracker)]
+    with monkeypatch.context() as patch:
+        patch.setattr(pool.Pool, "_is_vacant", lambda self: False)  # somebody is still inside
+        del made
+        gc.collect()
+        assert all(ref() is not None for ref in kept)
+    assert pool.quiesce(timeout=30)
+    assert all(ref() is None for ref in kept)
 
 
 def test_python_threads_take_turns():
