@@ -10,13 +10,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import bench, cache, demo, doctor, inspect, lint
+from .commands import bench, cache, demo, doctor, inspect, lint, profile
 from .commands.failure import FAILED, Failure, Misuse
 from .commands.text import warnings_as_lines
 from .errors import NetwrightError
 from .runtime import settings
 
-COMMANDS = (demo, inspect, bench, lint, doctor, cache)
+COMMANDS = (demo, inspect, bench, profile, lint, doctor, cache)
 INTERRUPTED = 130
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from .codegen import winograd
 from .codegen.packing import choose_panel
 from .codegen.program import emit_program
 from .codegen.target import Target, host
+from .codegen.timed_program import emit_timed
 from .errors import LintWarning, NetwrightError
 from .frontend import dispatch
 from .frontend import trace as tracing
@@ -41,6 +43,7 @@ from .passes.rewriting import Ledger
 from .passes.simplify import simplify
 from .passes.split_backward import split_backward
 from .runtime.executable import Executable
+from .runtime.timed import Recorder
 
 PASSES = (
     "eliminate_redundant_softmax",
@@ -54,6 +57,11 @@ PASSES = (
     "fuse_reductions",
     "pack_weights",
 )
+
+
+PHASES = ("trace", "passes", "plan", "emit", "llvm", "cache", "link")
+"""Where the time of a compilation goes: ``llvm`` parses, optimises and emits object code, ``cache``
+looks for it on disk and stores it, ``link`` loads it and lays out tables and memory."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +88,20 @@ class Options:
 @dataclass
 class Compilation:
     """Everything that was made for one mode and one kind of input: graphs of all stages, what the
-    passes did, the plan, the executable, and where the time went (seconds)."""
+    passes did, the plan, the executable, and where the time went.
+
+    seconds: by phase, in order (PHASES); pass_seconds: the phase ``passes`` by stage; recorders:
+    what times the kernels of an executable, once somebody has asked for it.
+    """
 
     traced: tracing.Traced
     stages: dict[str, Graph]
     ledger: Ledger
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    pass_seconds: dict[str, float] = field(default_factory=dict)
     plans: dict[str, Plan] = field(default_factory=dict)
     executables: dict[str, Executable] = field(default_factory=dict)
+    recorders: dict[str, Recorder] = field(default_factory=dict)
 
     @property
     def fallbacks(self) -> list[Any]:
@@ -145,11 +159,13 @@ def compile_training(
 ) -> None:
     """Forward and backward for autograd, as two executables that share saved values."""
     graph = clean(made.traced.graph, made, options)
-    graph = made.stages["differentiate"] = differentiate(graph, wrt)
+    with _timed(made, "passes", "differentiate"):
+        graph = made.stages["differentiate"] = differentiate(graph, wrt)
     graph = clean(graph, made, options, "_backward")
     if options.enabled("assign_layout"):
-        graph = made.stages["assign_layout"] = assign_layout(graph, made.ledger)
-    forward, backward = split_backward(graph)
+        graph = _run("assign_layout", assign_layout, graph, made)
+    with _timed(made, "passes", "split_backward"):
+        forward, backward = split_backward(graph)
     made.stages["optimized"] = lower(forward, made, options)
     made.stages["backward"] = lower(backward, made, options)
     build(made, "optimized", target or host(), hoist=True)
@@ -163,8 +179,10 @@ def compile_step(
     graph = made.traced.graph
     graph = clean(graph, made, options)
     wrt = {u.path for u in updates}
-    graph = made.stages["differentiate"] = differentiate(graph, wrt, loss="out")
-    graph = made.stages["apply_optimizer"] = apply_optimizer(graph, updates)
+    with _timed(made, "passes", "differentiate"):
+        graph = made.stages["differentiate"] = differentiate(graph, wrt, loss="out")
+    with _timed(made, "passes", "apply_optimizer"):
+        graph = made.stages["apply_optimizer"] = apply_optimizer(graph, updates)
     graph = clean(graph, made, options, "_backward")
     made.stages["optimized"] = lower(graph, made, options)
     build(made, "optimized", target or host(), hoist=False)
@@ -205,17 +223,28 @@ def lower(graph: Graph, made: Compilation, options: Options) -> Graph:
 def build(made: Compilation, stage: str, target: Target, hoist: bool) -> None:
     """Plans memory, emits, compiles (or loads from the cache) and links the graph of a stage."""
     graph = made.stages[stage]
-    verify(graph)
-    times = [time.perf_counter()]
-    plan = made.plans[stage] = plan_memory(graph, hoist)
-    times.append(time.perf_counter())
-    program = emit_program(graph, plan, target)
-    times.append(time.perf_counter())
-    constants = {n.name: n.attrs["value"] for n in graph.sources("constant")}
-    made.executables[stage] = Executable(program, target, constants)
-    times.append(time.perf_counter())
-    for what, a, b in zip(("plan", "emit", "compile"), times, times[1:], strict=False):
-        made.seconds[what] = made.seconds.get(what, 0.0) + b - a
+    with _timed(made, "passes", "verify"):
+        verify(graph)
+    with _timed(made, "plan"):
+        plan = made.plans[stage] = plan_memory(graph, hoist)
+    with _timed(made, "emit"):
+        program = emit_program(graph, plan, target)
+    with _timed(made, "link"):
+        constants = {n.name: n.attrs["value"] for n in graph.sources("constant")}
+        executable = made.executables[stage] = Executable(program, target, constants)
+    for what in ("llvm", "cache"):
+        spent = executable.seconds.get(what, 0.0)
+        made.seconds[what] += spent
+        made.seconds["link"] -= spent
+
+
+def recorder(made: Compilation, stage: str, target: Target | None = None) -> Recorder:
+    """What times the kernels of a stage's executable; made when it is first asked for."""
+    if stage not in made.recorders:
+        executable = made.executables[stage]
+        program = emit_timed(made.stages[stage], made.plans[stage], executable.program)
+        made.recorders[stage] = Recorder(executable, program, target or host())
+    return made.recorders[stage]
 
 
 def _pack(graph: Graph, ledger: Ledger, target: Target) -> Graph:
@@ -228,8 +257,18 @@ def _pack(graph: Graph, ledger: Ledger, target: Target) -> Graph:
 def _run(
     name: str, apply: Callable[..., Graph], graph: Graph, made: Compilation
 ) -> Graph:
-    start = time.perf_counter()
     stage = f"{name}_2" if name in made.stages else name
-    graph = made.stages[stage] = apply(graph, made.ledger)
-    made.seconds["passes"] = made.seconds.get("passes", 0.0) + time.perf_counter() - start
-    return graph
+    with _timed(made, "passes", stage):
+        made.stages[stage] = apply(graph, made.ledger)
+    return made.stages[stage]
+
+
+@contextmanager
+def _timed(made: Compilation, phase: str, stage: str = "") -> Iterator[None]:
+    """Counts the time of a block for a phase and, if it is a pass, for its stage."""
+    start = time.perf_counter()
+    yield
+    spent = time.perf_counter() - start
+    made.seconds[phase] += spent
+    if stage:
+        made.pass_seconds[stage] = made.pass_seconds.get(stage, 0.0) + spent

@@ -148,11 +148,19 @@ def run_training(
     variant: TrainingVariant, n: int, call: Call, wanted: Wanted
 ) -> tuple[BackwardCall, dict[str, np.ndarray]]:
     """The forward executable with saved values: the gradient function and the results."""
+    found = run_saving(variant, n, call, wanted)
+    variant.state.committed()
+    return found
+
+
+def run_saving(
+    variant: TrainingVariant, n: int, call: Call, wanted: Wanted
+) -> tuple[BackwardCall, dict[str, np.ndarray]]:
+    """`run_training` that does not count its writes to state as modifications."""
     arrays = variant.inputs(call.leaves)
     version = variant.state.sync()
     results = variant.outputs(n)
     function = BackwardCall(variant, n, call.leaves, arrays, wanted)
     targets = {**results, **function.views}
     variant.executable.run(n, arrays, targets, version)
-    variant.state.committed()
     return function, results

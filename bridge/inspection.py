@@ -13,6 +13,8 @@ from ..errors import NetwrightError
 from ..ir.draw import to_svg
 from ..ir.graph import Graph
 from ..runtime import settings
+from .compile_report import CompileReport
+from .memory_use import MemoryUse
 
 MODES = ("eval", "train", "step", "forward")
 
@@ -65,18 +67,22 @@ class Inspection:
         lines += [f"  {entry}" for entry in made.ledger.entries]
         for stage, executable in made.executables.items():
             program = executable.program
-            names = [f"%{n.name} = {n.op} [{n.source}]" for n in program.fallbacks]
-            lines.append(
-                f"{stage}: {len(program.launches)} kernels, "
-                f"{len({x.symbol for x in program.launches})} distinct, "
-                f"{len(names)} numpy fallbacks, arena {extent_text(program)}"
-            )
-            lines += [f"  fallback {name}" for name in names]
-            source = "compiled" if executable.library.compiled else "object code from the cache"
-            lines.append(f"  {source}")
-        times = ", ".join(f"{k} {v * 1e3:.1f} ms" for k, v in made.seconds.items())
-        lines.append(f"compile time: {times}")
+            lines.append(f"{stage}: arena {extent_text(program)}")
+            lines += [f"  fallback %{n.name} = {n.op} [{n.source}]" for n in program.fallbacks]
+        lines.append(str(CompileReport.of(made)))
         return "\n".join(lines)
+
+    def compile_report(self, mode: str | None = None) -> CompileReport:
+        """Where the time of the last compilation for ``mode`` went, by phase and pass, and what it
+        made: kernels, object code, and whether that came from the cache on disk."""
+        return CompileReport.of(self._compilation(mode))
+
+    def memory(self, n: int = 1, mode: str | None = None) -> MemoryUse:
+        """What the last program compiled for ``mode`` needs in memory at batch size ``n``, beside
+        the least that its arenas could do with. Raises ValueError if ``n`` is negative."""
+        if n < 0:
+            raise ValueError(f"memory(): the batch size must not be negative, got {n}")
+        return MemoryUse.of(self._compilation(mode), n)
 
     def dump(self, directory: str | Path, mode: str | None = None) -> list[Path]:
         """Writes every stage as text and SVG, and LLVM IR and assembly; returns the files."""
@@ -97,7 +103,6 @@ class Inspection:
             write(f"{stage}.s", assembly(executable.program.text, host()))
         write("explain.txt", self.explain(mode) + "\n")
         return files
-
 
     def _tell(self, variant: Any) -> None:
         """What NETWRIGHT_DEBUG and NETWRIGHT_DUMP ask for after a compilation."""

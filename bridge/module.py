@@ -18,8 +18,10 @@ from ..frontend.tensor import Tensor
 from ..runtime import settings
 from .call import Call
 from .fingerprint import Fingerprint
-from .gradients import LazyBackward, TrainingVariant, Wanted, run_training
+from .gradients import LazyBackward, TrainingVariant, Wanted, run_saving, run_training
 from .inspection import Inspection
+from .profile import Profile
+from .profiler import check_enabled, measure
 from .shortcut import shortcut_for
 from .variant import Variant, find, keep
 
@@ -80,23 +82,50 @@ class CompiledModule(Inspection, Module):
         call = Call(args, kwargs)
         if dispatch.tracer is not None or settings.disabled():
             return self._model(*call.args, **call.kwargs)
-        if not call.leaves:
-            raise TypeError(
-                f"{type(self._model).__name__}: a compiled model needs at least one tensor or "
-                "numpy array as an argument"
-            )
-        wanted = self._wanted(call) if grad_mode.is_grad_enabled() else {}
-        if wanted and self._model.training:
-            return self._train(call, wanted)
-        variant = self._variant("eval", (), call, _compile_inference, Variant)
-        if wanted and not variant.repeatable:
-            return self._train(call, wanted)
-        arrays = self._run(variant, call)
+        variant, wanted = self._choose(call)
+        if isinstance(variant, TrainingVariant):
+            # Forward that keeps what backward needs.
+            function, arrays = run_training(variant, variant.batch(call.leaves), call, wanted)
+            return variant.assemble(_recorded(function, arrays))
+        arrays = variant.run(call.leaves)
+        variant.state.committed()
         if not wanted:
             self._look_for_shortcut(variant, call)
             return variant.assemble({k: dispatch.wrap(a) for k, a in arrays.items()})
         lazy = LazyBackward(self._later_training_variant(call, wanted), call, wanted)
         return variant.assemble(_recorded(lazy, arrays))
+
+    def profile(self, *args: Any, seconds: float = 2.0, **kwargs: Any) -> Profile:
+        """How long each kernel of ``self(*args, **kwargs)`` takes, from about ``seconds`` of runs.
+
+        What is profiled is what the call would do now: in train mode with gradients enabled,
+        forward and backward (of the sum of the results). Nothing changes: running statistics are
+        updated in copies. ``print`` the result for a table; docs/profiling.md explains it. Raises
+        NetwrightError if NETWRIGHT_DISABLE is set.
+        """
+        check_enabled()
+        call = Call(args, kwargs)
+        variant, wanted = self._choose(call)
+        n = variant.batch(call.leaves)
+        variant.state.sync()
+        if not isinstance(variant, TrainingVariant):
+
+            def run() -> None:
+                call = Call(args, kwargs)
+                arrays = self._choose(call)[0].run(call.leaves)
+                variant.assemble({k: dispatch.wrap(a) for k, a in arrays.items()})
+
+            return measure(variant.made, {"optimized": variant.mode}, run, n, variant.mode, seconds)
+        training = variant
+        training.backward.state.sync()
+
+        def run_both() -> None:
+            call = Call(args, kwargs)
+            function, arrays = run_saving(training, n, call, wanted)
+            function.backward(*map(np.ones_like, arrays.values()))
+
+        phases = {"optimized": "forward", "backward": "backward"}
+        return measure(training.made, phases, run_both, n, "train", seconds)
 
     def _look_for_shortcut(self, variant: Variant, call: Call) -> None:
         """Makes a shortcut when a call repeats the shapes of the one before."""
@@ -105,21 +134,20 @@ class CompiledModule(Inspection, Module):
         if before is not None and before[0] is variant and before[1] == call.shapes():
             own["_shortcut"] = shortcut_for(variant, call, variant.batch(call.leaves))
 
-    def _train(self, call: Call, wanted: Wanted) -> Any:
-        """Forward that keeps what backward needs."""
-        training = self._training_variant(call, wanted)
-        n = training.batch(call.leaves)
-        function, arrays = run_training(training, n, call, wanted)
-        return training.assemble(_recorded(function, arrays))
-
-    def _run(self, variant: Variant, call: Call) -> dict[str, np.ndarray]:
-        n = variant.batch(call.leaves)
-        inputs = variant.inputs(call.leaves)
-        version = variant.state.sync()
-        results = variant.outputs(n)
-        variant.executable.run(n, inputs, results, version)
-        variant.state.committed()
-        return results
+    def _choose(self, call: Call) -> tuple[Variant, Wanted]:
+        """The program for a call in the modes of now, and what needs a gradient."""
+        if not call.leaves:
+            raise TypeError(
+                f"{type(self._model).__name__}: a compiled model needs at least one tensor or "
+                "numpy array as an argument"
+            )
+        wanted = self._wanted(call) if grad_mode.is_grad_enabled() else {}
+        if wanted and self._model.training:
+            return self._training_variant(call, wanted), wanted
+        variant: Variant = self._variant("eval", (), call, _compile_inference, Variant)
+        if wanted and not variant.repeatable:
+            return self._training_variant(call, wanted), wanted
+        return variant, wanted
 
     def _wanted(self, call: Call) -> Wanted:
         wanted: Wanted = {i: t for i, t in enumerate(call.leaves) if t.requires_grad}

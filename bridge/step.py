@@ -23,6 +23,8 @@ from .call import Call
 from .fingerprint import Fingerprint
 from .inspection import Inspection
 from .module import CompiledModule
+from .profile import Profile
+from .profiler import check_enabled, measure
 from .variant import Variant, find, keep
 
 Loss = Callable[[Any, Any], Tensor]
@@ -66,24 +68,36 @@ class CompiledStep(Inspection):
                 module.training = training
 
     def __call__(self, *args: Any) -> Tensor:
-        if len(args) < 2:
-            raise TypeError(
-                "a compiled step takes the model's inputs and then the target: step(x, target); "
-                f"got {len(args)} argument(s)"
-            )
+        _check_count(args)
         if settings.disabled():
             return self._eager(args)
         call = Call(args, {})
         variant = self._variant(call)
-        n = variant.batch(call.leaves)
-        inputs = variant.inputs(call.leaves)
-        inputs.update(variant.numbers(self.optimizer))
-        results = variant.outputs(n)
-        version = variant.state.sync()
-        variant.executable.run(n, inputs, results, version)
+        results = variant.run(call.leaves, variant.numbers(self.optimizer))
         variant.state.committed()
         self.optimizer.advance(variant.updated)
         return dispatch.wrap(results["out"])
+
+    def profile(self, *args: Any, seconds: float = 2.0) -> Profile:
+        """How long each kernel of ``step(*args)`` takes, from about ``seconds`` of runs.
+
+        Nothing is trained: the runs work on copies of parameters, buffers and optimizer state.
+        ``print`` the result for a table; docs/profiling.md explains it. Raises NetwrightError if
+        NETWRIGHT_DISABLE is set.
+        """
+        _check_count(args)
+        check_enabled()
+        variant = self._variant(Call(args, {}))
+        variant.numbers(self.optimizer)
+        variant.state.sync()
+
+        def run() -> None:
+            call = Call(args, {})
+            found = self._variant(call)
+            found.run(call.leaves, found.numbers(self.optimizer))
+
+        n = variant.batch(Call(args, {}).leaves)
+        return measure(variant.made, {"optimized": "step"}, run, n, "step", seconds)
 
     def _eager(self, args: tuple[Any, ...]) -> Tensor:
         call = Call(args, {})
@@ -214,6 +228,14 @@ class StepVariant(Variant):
                 array[...] = values[name]
                 found[path] = array
         return found
+
+
+def _check_count(args: tuple[Any, ...]) -> None:
+    if len(args) < 2:
+        raise TypeError(
+            "a compiled step takes the model's inputs and then the target: step(x, target); "
+            f"got {len(args)} argument(s)"
+        )
 
 
 def _check_loss(made: Compilation) -> None:

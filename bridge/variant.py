@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -129,6 +129,20 @@ class Variant:
     def outputs(self, n: int) -> dict[str, np.ndarray]:
         """New arrays for the results."""
         return {name: empty(kind, n) for name, kind in self.results.items()}
+
+    def run(
+        self, leaves: Sequence[Tensor], numbers: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, np.ndarray]:
+        """One run; the results by name. ``numbers`` are further inputs. What it wrote to state is
+        not counted as a modification yet (`State.committed`)."""
+        n = self.batch(leaves)
+        inputs = self.inputs(leaves)
+        if numbers:
+            inputs.update(numbers)
+        results = self.outputs(n)
+        version = self.state.sync()
+        self.executable.run(n, inputs, results, version)
+        return results
 
     def assemble(self, tensors: dict[str, Tensor]) -> Any:
         """The results in the nest that the program returned."""

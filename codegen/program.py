@@ -3,7 +3,8 @@
 An entry is ``void @name(ptr args, i64 N, i64 tid, i64 nthreads, ptr barrier)``, run by every thread
 (SPMD). ``args`` is the table of pointers named by ``Program.slots``. Each kernel's tasks are cut
 into one range per thread; a barrier stands where a kernel touches memory that another kernel has
-touched since the last one.
+touched since the last one. Kernels are visible outside of the module, so that the timed form of a
+program (``timed_program.py``) can call them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..ir.graph import Graph, Node
+from ..ir.graph import Graph, Node, Value
 from ..ir.plan import Location, Plan, Step
 from ..ir.types import Dim, Extent, TensorType, numel
 from .kernel import Kernel, TaskCount
@@ -23,12 +24,12 @@ from .text import Function
 
 STATUS, SCRATCH = "status", "scratch"
 
-
 @dataclass(frozen=True)
 class Native:
-    """A run of kernels in one entry."""
+    """A run of kernels and copies in one entry."""
 
     entry: str
+    steps: tuple[Launch | Move, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,14 @@ class Launch:
     bytes: Extent
 
 
+@dataclass(frozen=True)
+class Move:
+    """A copy at the end of a run, to a result or to state (see ``passes/commits.py``)."""
+
+    value: Value
+    target: Location
+
+
 @dataclass
 class Program:
     """Everything that the runtime needs to link and run a graph.
@@ -79,67 +88,56 @@ class Program:
 
 def emit_program(graph: Graph, plan: Plan, target: Target) -> Program:
     """The program of a graph with its memory plan."""
-    return _Emitter(graph, plan, target).run()
+    return _KernelEmitter(graph, plan, target).run()
 
 
-class _Emitter:
-    def __init__(self, graph: Graph, plan: Plan, target: Target) -> None:
+class EntryEmitter:
+    """Writes entries: steps on planned memory, each thread's share of a kernel, barriers.
+
+    Subclasses say where kernels come from (``launch_of``) and may add code (``opened``, ``done``).
+    """
+
+    def __init__(self, graph: Graph, plan: Plan, slots: Sequence[str]) -> None:
         self.graph = graph
-        self.plan = plan
-        self.target = target
         self.program = Program(
             graph.name,
             batch_bytes=plan.batch_bytes,
             fixed_bytes=plan.fixed_bytes,
             prepared_bytes=plan.prepared_bytes,
         )
-        self.slots: dict[str, int] = {STATUS: 0, SCRATCH: 1}
-        self.kernels: dict[str, Kernel] = {}
+        self.slots = {name: i for i, name in enumerate(slots)}
         self.entries: list[str] = []
         self.declarations: set[str] = set(BARRIER_DECLARATIONS)
 
-    def run(self) -> Program:
-        program = self.program
-        program.prepare = self._segments("prepare", self.plan.prepare)
-        program.run = self._segments("run", self.plan.steps)
-        program.slots = list(self.slots)
-        program.scratch_bytes = max(
-            (-(-k.scratch_bytes // 64) * 64 for k in self.kernels.values()), default=0
-        )
-        helpers = dict(h for k in self.kernels.values() for h in k.helpers)
-        bodies = [*helpers.values(), *(k.text for k in self.kernels.values())]
-        for kernel in self.kernels.values():
-            self.declarations |= kernel.declarations
-        # The scratch stride is known only now.
-        entries = [e.replace(_STRIDE, str(program.scratch_bytes)) for e in self.entries]
-        program.text = module_text([BARRIER_IR, *bodies, *entries], self.declarations)
-        return program
+    def launch_of(self, node: Node, phase: str) -> Launch | None:
+        """The kernel of a node; None if there is none."""
+        raise NotImplementedError
 
-    def _segments(self, phase: str, steps: Sequence[Step]) -> list[Segment]:
+    def opened(self, fn: Function) -> None:
+        """Writes what an entry does before its first step."""
+
+    def done(self, fn: Function, touched: Touched) -> None:
+        """Writes what an entry does after each step."""
+
+    def segments(self, phase: str, steps: Sequence[Step]) -> list[Segment]:
+        """Entries for the steps, cut where an operator has no kernel."""
         segments: list[Segment] = []
-        pending: list[tuple[Step, Kernel | None]] = []
+        pending: list[tuple[Step, Launch | Move]] = []
 
         def flush() -> None:
             if pending:
                 name = f"{phase}{len(self.entries)}"
                 self.entries.append(self._entry(name, pending))
-                segments.append(Native(name))
+                segments.append(Native(name, tuple(what for _, what in pending)))
                 pending.clear()
 
         for step in steps:
-            kernel = select_kernel(step.node, self.graph, self.target) if step.node else None
-            if step.node is not None and kernel is None:
+            what = self.launch_of(step.node, phase) if step.node else _move(step)
+            if what is not None:
+                pending.append((step, what))
+            elif step.node is not None:
                 flush()
                 segments.append(self._fallback(step.node, step))
-                continue
-            if step.node is not None and kernel is not None:
-                self.kernels.setdefault(kernel.symbol, kernel)
-                self.program.launches.append(
-                    Launch(
-                        step.node, kernel.symbol, phase, kernel.tasks, kernel.flops, kernel.bytes
-                    )
-                )
-            pending.append((step, kernel))
         flush()
         return segments
 
@@ -158,21 +156,22 @@ class _Emitter:
 
     # -- one entry ---------------------------------------------------------------------------
 
-    def _entry(self, name: str, steps: Sequence[tuple[Step, Kernel | None]]) -> str:
+    def _entry(self, name: str, steps: Sequence[tuple[Step, Launch | Move]]) -> str:
         params = [("ptr", "args"), ("i64", "N"), ("i64", "tid"), ("i64", "nthreads")]
         fn = Function(name, [*params, ("ptr", "barrier")], linkage="")
         pointers: dict[Location, str] = {}
         status = self._pointer(fn, pointers, Location(STATUS))
         scratch_base = self._pointer(fn, pointers, Location(SCRATCH))
-        shift = fn.emit(f"mul i64 %tid, {_STRIDE}")
+        shift = fn.emit(f"mul i64 %tid, {STRIDE}")
         scratch = fn.emit(f"getelementptr i8, ptr {scratch_base}, i64 {shift}")
-        touched = _Touched()
+        touched = Touched()
         committed = False
-        for step, kernel in steps:
+        self.opened(fn)
+        for step, what in steps:
             reads, writes = self._ranges(step)
             first_commit = step.commits and not committed
             if first_commit or touched.conflicts(reads, writes):
-                fn.do("call void @nw_barrier(ptr %barrier, i64 %nthreads)")
+                fn.do(BARRIER)
                 touched.clear()
             if first_commit:
                 committed = True
@@ -180,13 +179,14 @@ class _Emitter:
             touched.add(reads, writes)
             results = [self._pointer(fn, pointers, loc) for loc in step.results]
             operands = [self._pointer(fn, pointers, loc) for loc in step.operands]
-            if kernel is None:
-                self._copy(fn, step, results[0], operands[0])
-                continue
-            begin, end = self._share(fn, kernel.tasks)
-            args = [f"ptr {p}" for p in (*results, *operands, scratch, status)]
-            args += ["i64 %N", f"i64 {begin}", f"i64 {end}"]
-            fn.do(f"call void @{kernel.symbol}({', '.join(args)})")
+            if isinstance(what, Move):
+                self._copy(fn, what, results[0], operands[0])
+            else:
+                begin, end = self._share(fn, what.tasks)
+                args = [f"ptr {p}" for p in (*results, *operands, scratch, status)]
+                args += ["i64 %N", f"i64 {begin}", f"i64 {end}"]
+                fn.do(f"call void @{what.symbol}({', '.join(args)})")
+            self.done(fn, touched)
         self.declarations |= fn.declarations
         return fn.render()
 
@@ -214,10 +214,8 @@ class _Emitter:
         high = fn.emit(f"add i64 {low}, {total}")
         return begin, fn.emit(f"udiv i64 {high}, %nthreads")
 
-    def _copy(self, fn: Function, step: Step, target: str, source: str) -> None:
-        if step.copied is None:
-            raise ValueError("a step without a node must say what it copies")
-        size = _extent(fn, _bytes(self.graph.type(step.copied)))
+    def _copy(self, fn: Function, move: Move, target: str, source: str) -> None:
+        size = _extent(fn, _bytes(self.graph.type(move.value)))
         first = fn.emit("icmp eq i64 %tid, 0")
         with fn.when(first):
             fn.call(
@@ -250,7 +248,56 @@ class _Emitter:
         return reads, writes
 
 
-_STRIDE = "SCRATCHSTRIDE"
+class _KernelEmitter(EntryEmitter):
+    """Writes the kernels, too: one function for all equal ones."""
+
+    def __init__(self, graph: Graph, plan: Plan, target: Target) -> None:
+        super().__init__(graph, plan, (STATUS, SCRATCH))
+        self.plan = plan
+        self.target = target
+        self.kernels: dict[str, Kernel] = {}
+
+    def launch_of(self, node: Node, phase: str) -> Launch | None:
+        kernel = select_kernel(node, self.graph, self.target)
+        if kernel is None:
+            return None
+        self.kernels.setdefault(kernel.symbol, kernel)
+        launch = Launch(node, kernel.symbol, phase, kernel.tasks, kernel.flops, kernel.bytes)
+        self.program.launches.append(launch)
+        return launch
+
+    def run(self) -> Program:
+        program = self.program
+        program.prepare = self.segments("prepare", self.plan.prepare)
+        program.run = self.segments("run", self.plan.steps)
+        program.slots = list(self.slots)
+        program.scratch_bytes = max(
+            (-(-k.scratch_bytes // 64) * 64 for k in self.kernels.values()), default=0
+        )
+        helpers = dict(h for k in self.kernels.values() for h in k.helpers)
+        bodies = [*helpers.values()]
+        bodies += [k.text.replace(*_visible(k)) for k in self.kernels.values()]
+        for kernel in self.kernels.values():
+            self.declarations |= kernel.declarations
+        # The scratch stride is known only now.
+        entries = [e.replace(STRIDE, str(program.scratch_bytes)) for e in self.entries]
+        program.text = module_text([BARRIER_IR, *bodies, *entries], self.declarations)
+        return program
+
+
+STRIDE = "SCRATCHSTRIDE"
+BARRIER = "call void @nw_barrier(ptr %barrier, i64 %nthreads)"
+
+
+def _visible(kernel: Kernel) -> tuple[str, str]:
+    """How the head of a kernel reads, and how it must for other modules to call it."""
+    return f"define internal void @{kernel.symbol}(", f"define void @{kernel.symbol}("
+
+
+def _move(step: Step) -> Move:
+    if step.copied is None:
+        raise ValueError("a step without a node must say what it copies")
+    return Move(step.copied, step.results[0])
 
 
 def _extent(fn: Function, extent: Extent) -> str:
@@ -281,7 +328,7 @@ class _Range:
         return a < b + max(other.size, 1) and b < a + max(self.size, 1)
 
 
-class _Touched:
+class Touched:
     """Memory that was read or written since the last barrier."""
 
     def __init__(self) -> None:

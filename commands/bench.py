@@ -8,9 +8,9 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..ir.columns import aligned
 from . import losses, model_file, model_inputs, timing
 from .failure import Failure, require_compiler, user_code
-from .text import aligned
 
 if TYPE_CHECKING:
     from ..frontend.nn.module import Module
@@ -34,26 +34,11 @@ def add(subparsers: Any) -> None:
     )
     model_file.add_argument(parser)
     model_inputs.add_argument(parser)
-    parser.add_argument(
-        "--batch",
-        dest="batches",
-        type=_batches,
-        metavar="N[,N...]",
-        help="batch sizes to time instead of that of --input, such as 1,64",
-    )
+    model_inputs.add_batches_argument(parser)
     losses.add_argument(parser, "time training steps (SGD with momentum), too, with this loss")
     timing.add_argument(parser, 3.0)
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.set_defaults(run=run)
-
-
-def _batches(text: str) -> list[int]:
-    parts = text.split(",")
-    if not all(p.isascii() and p.isdecimal() and int(p) > 0 for p in parts):
-        raise argparse.ArgumentTypeError(
-            f"expected batch sizes of at least 1 joined by commas, such as 1,64; got {text!r}"
-        )
-    return [int(p) for p in parts]
 
 
 def run(options: argparse.Namespace) -> int:

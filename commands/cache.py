@@ -6,8 +6,8 @@ import argparse
 import json
 from typing import Any
 
+from ..ir.columns import aligned, size_text
 from .failure import Failure
-from .text import aligned, size_text
 
 
 def add(subparsers: Any) -> None:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..ir.columns import aligned
 from . import timing
 from .failure import Misuse, require_compiler
 from .progress import Progress
-from .text import aligned
 
 if TYPE_CHECKING:
     from ..frontend.data import Dataset

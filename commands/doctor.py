@@ -8,7 +8,7 @@ import os
 import platform
 from typing import Any
 
-from .text import aligned, size_text
+from ..ir.columns import aligned, size_text
 
 
 def add(subparsers: Any) -> None:

@@ -67,6 +67,26 @@ def add_argument(parser: argparse.ArgumentParser, required: bool = True) -> None
     )
 
 
+def add_batches_argument(parser: argparse.ArgumentParser) -> None:
+    """``--batch``, for commands that time."""
+    parser.add_argument(
+        "--batch",
+        dest="batches",
+        type=_batches,
+        metavar="N[,N...]",
+        help="batch sizes to time instead of that of --input, such as 1,64",
+    )
+
+
+def _batches(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(p.isascii() and p.isdecimal() and int(p) > 0 for p in parts):
+        raise argparse.ArgumentTypeError(
+            f"expected batch sizes of at least 1 joined by commas, such as 1,64; got {text!r}"
+        )
+    return [int(p) for p in parts]
+
+
 def make_inputs(specs: Sequence[InputSpec], seed: int = 0) -> list[Tensor]:
     """Normally distributed floating-point numbers; zeros, which index anything, for integers."""
     from ..frontend.functions import from_numpy

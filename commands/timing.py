@@ -18,13 +18,15 @@ _PAUSE_SECONDS = 0.06
 _MAX_SECONDS = 3600
 
 
-def add_argument(parser: argparse.ArgumentParser, default: float) -> None:
+def add_argument(
+    parser: argparse.ArgumentParser, default: float, each: str = "each comparison"
+) -> None:
     """``--seconds``."""
     parser.add_argument(
         "--seconds",
         type=_seconds,
         default=default,
-        help=f"time spent on each comparison (default: {default:g})",
+        help=f"time spent on {each} (default: {default:g})",
     )
 
 

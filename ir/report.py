@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from .columns import aligned
 from .graph import Attrs, Graph, Node
 from .text import format_attr
 from .types import Dim, shape_at, shape_text
@@ -24,7 +25,7 @@ def table(graph: Graph) -> str:
     for what, results in (("output", graph.outputs), ("update", graph.updates)):
         for name, value in results.items():
             rows.append((name, what, str(graph.type(value)), str(value), "", ""))
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _table_rows(graph: Graph, indent: str) -> Iterator[tuple[str, ...]]:
@@ -110,7 +111,7 @@ def summary(graph: Graph, n: int = 1) -> str:
                 f"{layer.flops:,}" if layer.flops else "-",
             )
         )
-    lines = _aligned(rows, right=(3, 4)).split("\n")
+    lines = aligned(rows, right=(3, 4)).split("\n")
     rule = "-" * max(len(line) for line in lines)
     size = sum(
         math.prod(shape_at(p.type.shape, n)) * p.type.dtype.itemsize
@@ -249,15 +250,3 @@ _MULTIPLY_ADDS: dict[str, Callable[[Attrs, _Sizes, Sequence[_Sizes]], int]] = {
 def _short(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
-
-
-def _aligned(rows: Sequence[tuple[str, ...]], right: tuple[int, ...] = ()) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)

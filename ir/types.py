@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -172,6 +173,10 @@ class TensorType:
     def at(self, n: int) -> TensorType:
         """The concrete type at batch size ``n``."""
         return TensorType(self.dtype, shape_at(self.shape, n))
+
+    def bytes_at(self, n: int) -> int:
+        """Memory of a value at batch size ``n``."""
+        return math.prod(shape_at(self.shape, n)) * self.dtype.itemsize
 
     def __str__(self) -> str:
         return self.dtype.short + shape_text(self.shape)

@@ -33,17 +33,17 @@ def aligned(size: int) -> int:
     return -(-size // ALIGN) * ALIGN or ALIGN
 
 
-def pack(buffers: Sequence[Buffer], reuse: bool) -> int:
+def pack(buffers: Sequence[Buffer]) -> int:
     """Assigns offsets: largest first, each at the lowest place free during its lifetime.
 
     Greedy by size: Y. Pisarchyk and J. Lee, "Efficient memory management for deep neural net
-    inference", arXiv:2001.03288. Without ``reuse`` no memory is shared. Returns the bytes needed.
+    inference", arXiv:2001.03288. Returns the bytes needed.
     """
     placed: list[Buffer] = []
     for buffer in sorted(buffers, key=lambda b: (-b.size, b.start)):
         offset = 0
         for other in placed:
-            if reuse and not buffer.meets(other):
+            if not buffer.meets(other):
                 continue
             if offset + buffer.size > other.offset:
                 offset = max(offset, other.offset + other.size)

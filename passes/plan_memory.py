@@ -19,7 +19,9 @@ arena. A buffer is reused after its last reader. An elementwise operator writes 
 dies in it. Reshapes are other names of the same memory.
 
 Values that depend on state alone (folded BatchNorm, packed weights) go into the ``prepared`` arena
-when ``hoist`` is set: the runtime computes them when a parameter changes, not in each call.
+when ``hoist`` is set: the runtime computes them when a parameter changes, not in each call. What
+a call reads is never overwritten, because all prepared steps come before its last reader; what
+only other prepared steps read (a folded weight that is packed) shares memory.
 
 An update is written straight into the state where nothing can read the old value any more
 (``commits.py``); other updates, and outputs that are inputs, state, prepared values or other
@@ -75,8 +77,7 @@ class _Planner:
         staging = self._make_staging(copies)
         for slot in ARENAS:
             unique = {id(b): b for b in (*buffers.values(), *staging.values()) if b.slot == slot}
-            total = pack(list(unique.values()), reuse=slot != "prepared")
-            setattr(self.plan, slot + "_bytes", total)
+            setattr(self.plan, slot + "_bytes", pack(list(unique.values())))
         for value, buffer in buffers.items():
             self.plan.locations[value] = Location(buffer.slot, buffer.offset)
         for value, root in self.root.items():

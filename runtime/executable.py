@@ -6,7 +6,8 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,11 +45,16 @@ class Executable:
         self, program: Program, target: Target, constants: Mapping[str, np.ndarray]
     ) -> None:
         self.program = program
-        self.library = jit.load(program.text, target, {"graph": program.name})
+        self.seconds: dict[str, float] = {}
+        """Where the time of getting the machine code went, see `jit.load`."""
+        self.library = jit.load(
+            program.text, target, {"graph": program.name}, seconds=self.seconds
+        )
         self._lock = threading.RLock()
         self._slots = {name: i for i, name in enumerate(program.slots)}
-        self._table = np.zeros(len(program.slots), np.uint64)
-        self._table_address = address(self._table)
+        self._table = np.zeros(len(program.slots) + 1, np.uint64)  # the last: see `recorded`
+        self.table_address = address(self._table)
+        self._recorder: Callable[[int, int], None] | None = None
         self._status = np.zeros(2, np.int64)
         self._bases: dict[str, np.ndarray] = {}
         self._capacity = -1
@@ -72,6 +78,11 @@ class Executable:
         """Working memory for batch size ``n``, in bytes."""
         p = self.program
         return p.batch_bytes * n + p.fixed_bytes + p.prepared_bytes
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Private memory of all threads that runs had so far, in bytes."""
+        return self.program.scratch_bytes * self._scratch_threads
 
     def bind(self, state: Mapping[str, np.ndarray]) -> None:
         """Uses these C-contiguous arrays as parameters and buffers by path."""
@@ -104,7 +115,11 @@ class Executable:
             if self._prepare and (version is None or version != self._prepared_for):
                 self._run_segments(self._prepare, n, available)
                 self._prepared_for = version
-            self._run_segments(self._run, n, 1 if self._short(n) else available)
+            threads = 1 if self._short(n) else available
+            if self._recorder is None:
+                self._run_segments(self._run, n, threads)
+            else:
+                self._recorder(n, threads)
             if self._status[0]:
                 raise IndexError(self._bad_index())
 
@@ -124,8 +139,8 @@ class Executable:
         if any(name not in self._slots for name in names):
             return None
         slots = [self._slots[name] for name in names]
-        call = pool.caller(self._run[0], self._table_address, n, threads)
-        table = (ctypes.c_uint64 * len(self._table)).from_address(self._table_address)
+        call = pool.caller(self._run[0], self.table_address, n, threads)
+        table = (ctypes.c_uint64 * len(self._table)).from_address(self.table_address)
 
         def run(arrays: Sequence[np.ndarray]) -> None:
             with self._lock:
@@ -134,6 +149,43 @@ class Executable:
                 call()
 
         return run
+
+    @contextmanager
+    def recorded(
+        self, recorder: Callable[[int, int], None], times: np.ndarray
+    ) -> Iterator[None]:
+        """Until the end of the block, ``recorder(n, threads)`` runs in the place of the ``run``
+        segments, on the same memory; ``times`` is in the slot after the program's. Other threads
+        wait."""
+        with self._lock:
+            self._table[-1] = address(times)
+            self._recorder = recorder
+            try:
+                yield
+            finally:
+                self._recorder = None
+                self._table[-1] = 0
+
+    @contextmanager
+    def on_copies(self, paths: Iterable[str]) -> Iterator[Callable[[], None]]:
+        """Until the end of the block, runs change copies of the state ``paths`` and not the state.
+        The value is a function that gives the copies the state's values again. Other threads wait.
+        """
+        with self._lock:
+            state = {s: self._bases[s] for s in map("state:{}".format, paths) if s in self._bases}
+            copies = {slot: array.copy() for slot, array in state.items()}
+
+            def restore() -> None:
+                for slot, array in state.items():
+                    copies[slot][...] = array
+
+            for slot, array in copies.items():
+                self._set(slot, array)
+            try:
+                yield restore
+            finally:
+                for slot, array in state.items():
+                    self._set(slot, array)
 
     def _linked(self, segments: Sequence[Segment]) -> list[int | Fallback]:
         """The address of a native segment's code; a fallback as it is."""
@@ -144,11 +196,14 @@ class Executable:
     def _run_segments(self, segments: Sequence[int | Fallback], n: int, threads: int) -> None:
         for segment in segments:
             if isinstance(segment, int):
-                pool.run(segment, self._table_address, n, threads)
-            elif not (segment.commits and self._status[0]):
-                self._run_fallback(segment, n)
+                pool.run(segment, self.table_address, n, threads)
+            else:
+                self.run_fallback(segment, n)
 
-    def _run_fallback(self, segment: Fallback, n: int) -> None:
+    def run_fallback(self, segment: Fallback, n: int) -> None:
+        """Runs an operator without a kernel, unless it would change state after a bad index."""
+        if segment.commits and self._status[0]:
+            return
         operands = [self._view(loc, kind, n) for loc, kind in segment.operands]
         with np.errstate(all="ignore"):
             results = run_node(segment.node, operands, n)

@@ -13,7 +13,8 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,11 +53,15 @@ class Library:
     """Linked machine code. It is unloaded when the last reference to this object is dropped, so
     whoever keeps an address keeps the library too."""
 
-    def __init__(self, tracker: Any, symbols: Iterable[str], compiled: bool) -> None:
+    def __init__(
+        self, tracker: Any, symbols: Iterable[str], compiled: bool, object_bytes: int = 0
+    ) -> None:
         self._tracker = tracker
         self.symbols: dict[str, int] = {name: int(tracker[name]) for name in symbols}
         self.compiled = compiled
         """True if LLVM compiled it now, False if it came from the cache."""
+        self.object_bytes = object_bytes
+        """Size of the object file."""
 
     def address(self, symbol: str) -> int:
         """Address of a function; raises KeyError naming what there is."""
@@ -79,13 +84,19 @@ def load(
     key_parts: Mapping[str, str] | None = None,
     *,
     exports: Iterable[str] | None = None,
+    imports: Mapping[str, int] | None = None,
     optimize: bool = True,
+    seconds: dict[str, float] | None = None,
 ) -> Library:
     """Compiles a module, or takes its object code from the cache, and links it.
 
     ``key_parts`` name what else the code depends on, for people who read `ObjectCache.explain`.
     ``exports`` defaults to every function that is not internal. Undefined symbols are looked up
-    in the process (libc). Loading the same module again gives the same library while it lives.
+    in the process (libc), unless ``imports`` has their addresses; whoever gives these keeps what
+    is there. Loading the same module again gives the same library while it lives, but for one with
+    imports.
+    ``seconds`` receives where the time went: ``llvm`` (parsing, optimising, emitting the object
+    file), ``cache`` (making the key, reading, writing), ``link``.
     Raises CompileError if LLVM rejects the text or a symbol is missing. Threads may call this.
     """
     from ..codegen.target import host
@@ -95,18 +106,40 @@ def load(
     parts |= {"ir": text, "optimize": str(optimize)}
     names = sorted(exported_symbols(text) if exports is None else exports)
     store = cache.default()
+    spent = _Stopwatch({} if seconds is None else seconds)
     with _lock:
-        key = store.key(parts)
-        alive = _libraries.get(key)
+        with spent.on("cache"):
+            key = store.key(parts)
+        alive = None if imports else _libraries.get(key)
         if alive is not None and alive.symbols.keys() >= set(names):
             return alive
-        library = _load_cached(store.get(key), names)
+        with spent.on("cache"):
+            found = store.get(key)
+        with spent.on("link"):
+            library = _load_cached(found, names, imports or {})
         if library is None:
-            content = compile_text(text, target, optimize)
-            library = _link(content, names, compiled=True)
-            store.put(key, content, parts)
-        _libraries[key] = library
+            with spent.on("llvm"):
+                content = compile_text(text, target, optimize)
+            with spent.on("link"):
+                library = _link(content, names, imports or {}, compiled=True)
+            with spent.on("cache"):
+                store.put(key, content, parts)
+        if not imports:
+            _libraries[key] = library
         return library
+
+
+class _Stopwatch:
+    """Adds up the time spent in blocks, by name."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds = seconds
+
+    @contextmanager
+    def on(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def compile_text(text: str, target: Target, optimize: bool = True) -> bytes:
@@ -148,28 +181,34 @@ def exported_symbols(text: str) -> list[str]:
     ]
 
 
-def _load_cached(content: bytes | None, names: list[str]) -> Library | None:
+def _load_cached(
+    content: bytes | None, names: list[str], imports: Mapping[str, int]
+) -> Library | None:
     if content is None:
         return None
     try:
-        return _link(content, names, compiled=False)
+        return _link(content, names, imports, compiled=False)
     except CompileError:  # intact but not linkable here: as good as absent
         return None
 
 
-def _link(content: bytes, names: list[str], compiled: bool) -> Library:
+def _link(
+    content: bytes, names: list[str], imports: Mapping[str, int], compiled: bool
+) -> Library:
     import llvmlite.binding as llvm
 
     builder = llvm.JITLibraryBuilder().add_object_img(content).add_current_process()
     for name in names:
         builder.export_symbol(name)
+    for name, place in imports.items():
+        builder.import_symbol(name, place)
     try:
         # A name can never be used again, not even after the library was unloaded.
         tracker = builder.link(_process_linker(), f"netwright_{next(_names)}")
     except RuntimeError as error:
         raise CompileError(f"cannot link the generated code: {error}") from error
     counters.loads += 1
-    return Library(tracker, names, compiled)
+    return Library(tracker, names, compiled, len(content))
 
 
 def _process_linker() -> Any:

@@ -427,9 +427,18 @@ def _set_affinity(handle: Any, cpus: Iterable[int]) -> None:
 
 
 @functools.lru_cache(maxsize=1)
+def clock() -> Callable[[], int]:
+    """A function that reads the counter that spinning and kernels are timed with.
+
+    Its rate is constant and the same on all CPUs, although LLVM says cycles: x86 TSC, ARM
+    CNTVCT_EL0.
+    """
+    return _native().function("nw_pool_ticks", ctypes.c_int64)
+
+
+@functools.lru_cache(maxsize=1)
 def _ticks_per_second() -> float:
-    """Rate of the counter that spinning is measured with: constant, although LLVM says cycles."""
-    ticks = _native().function("nw_pool_ticks", ctypes.c_int64)
+    ticks = clock()
     begin, first = time.perf_counter(), ticks()
     while (elapsed := time.perf_counter() - begin) < 300e-6:
         pass

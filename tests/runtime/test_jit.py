@@ -160,6 +160,39 @@ def test_exported_symbols_are_those_that_are_not_internal():
     assert jit.exported_symbols(text) == ["b.c", "e f"]
 
 
+def test_imports_call_code_of_another_library_and_are_linked_each_time():
+    text = """
+declare i64 @add(i64, i64)
+define i64 @twice(i64 %a) {
+  %sum = call i64 @add(i64 %a, i64 %a)
+  ret i64 %sum
+}
+"""
+    base = jit.load(ADD)
+    first, second = (jit.load(text, imports={"add": base.address("add")}) for _ in range(2))
+    assert first is not second
+    assert first.compiled and not second.compiled
+    for library in (first, second):
+        assert library.function("twice", ctypes.c_int64, ctypes.c_int64)(21) == 42
+    with pytest.raises(CompileError, match="link"):
+        jit.load(text)
+
+
+def test_seconds_say_what_was_done():
+    spent: list[dict[str, float]] = [{}, {}, {}]
+    library = jit.load(ADD, seconds=spent[0])
+    assert library.object_bytes > 0
+    assert jit.load(ADD, seconds=spent[1]) is library
+    size = library.object_bytes
+    del library
+    forget()
+    assert jit.load(ADD, seconds=spent[2]).object_bytes == size
+    assert [set(s) for s in spent] == [
+        {"cache", "link", "llvm"}, {"cache"}, {"cache", "link"},
+    ]  # fmt: skip
+    assert all(value >= 0 for s in spent for value in s.values())
+
+
 def test_symbols_of_the_c_library_are_found():
     text = (
         "declare i32 @abs(i32)\n"
