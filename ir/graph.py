@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -108,9 +109,9 @@ class Node:
     @property
     def value(self) -> Value:
         """The first result."""
-        return Value(self.name)
+        return self.values[0]
 
-    @property
+    @cached_property
     def values(self) -> tuple[Value, ...]:
         """All results."""
         return tuple(Value(self.name, i) for i in range(len(self.types)))
@@ -255,7 +256,8 @@ class Graph:
 
     def type(self, value: Value) -> TensorType:
         """The type of a value."""
-        return self.node(value).types[value.index]
+        node = self._nodes.get(value.node) or self.node(value)
+        return node.types[value.index]
 
     def sources(self, kind: str) -> list[Node]:
         """The ``input``, ``parameter``, ``buffer`` or ``constant`` nodes."""

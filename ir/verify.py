@@ -23,7 +23,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,10 +80,15 @@ def _signature_misfit(
     op: str, types: Sequence[TensorType], attrs: Mapping[str, Any]
 ) -> str:
     """What is wrong with the number of operands or the attributes' names; else empty."""
+    return _misfit(get(op).infer, len(types), tuple(attrs))
+
+
+@lru_cache(maxsize=4096)
+def _misfit(rule: Callable[..., Any], operands: int, attributes: tuple[str, ...]) -> str:
     try:
-        _signature(get(op).infer).bind(*types, **attrs)
+        _signature(rule).bind(*range(operands), **dict.fromkeys(attributes))
     except TypeError as error:
-        text = str(error).replace("positional arguments", f"operands ({len(types)})")
+        text = str(error).replace("positional arguments", f"operands ({operands})")
         return text.replace("keyword argument", "attribute")
     return ""
 
