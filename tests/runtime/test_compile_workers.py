@@ -1,6 +1,8 @@
 """Compiling in several processes: the same code as in one, whatever happens to the others."""
 
+import copy
 import ctypes
+import gc
 import subprocess
 import sys
 import textwrap
@@ -9,6 +11,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+import netwright as nw
+from netwright import nn
 from netwright.codegen import partition
 from netwright.codegen.llvm import compile_ir
 from netwright.codegen.target import host
@@ -234,3 +238,31 @@ def test_the_users_script_is_not_run_again_by_a_worker(tmp_path: object) -> None
         file.write(script)
     found = subprocess.run([sys.executable, path], check=True, capture_output=True, text=True)
     assert found.stdout.splitlines() == ["script runs", "2 "]
+
+
+def test_a_model_compiled_in_parts_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NETWRIGHT_CACHE_DIR", "off")
+    nw.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.GELU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 16, 3, padding=1), nn.Softplus(), nn.Flatten(), nn.Linear(144, 10),
+        nn.Softmax(1),
+    )  # fmt: skip
+    x = nw.randn(3, 3, 8, 8)
+    for mode in (model.eval, model.train):
+        mode()
+        results, reports = [], []
+        for size in (1 << 30, 0):
+            monkeypatch.setattr(partition, "WORTH_CUTTING", size)
+            monkeypatch.setattr(partition, "PART", 1)
+            twin = copy.deepcopy(model)
+            fast = nw.compile(twin)
+            y = fast(x)
+            (y * y).sum().backward()
+            grads = [p.grad.numpy().tobytes() for p in twin.parameters()]
+            results.append([y.detach().numpy().tobytes(), *grads])
+            reports.append(fast.compile_report().programs)
+            del fast, y  # or the second would find the first one's code
+            gc.collect()
+        assert results[0] == results[1]
+        assert [p.origin for r in reports for p in r].count("compiled") == sum(map(len, reports))
