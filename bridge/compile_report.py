@@ -17,7 +17,9 @@ _SHOWN_PASSES = 5
 class ProgramReport:
     """One program: its kernels, how many of them are distinct, the operators that run through
     numpy, the sizes of its LLVM IR and object code, and where that came from: ``compiled`` now,
-    ``disk cache``, or the same ``process``, which had the same program before."""
+    ``disk cache``, or the same ``process``, which had the same program before.
+
+    processes: how many worked on it if it was compiled; problem: what kept more from helping."""
 
     stage: str
     kernels: int
@@ -26,11 +28,15 @@ class ProgramReport:
     ir_bytes: int
     object_bytes: int
     origin: str
+    processes: int = 0
+    problem: str = ""
 
     @classmethod
     def of(cls, stage: str, executable: Executable) -> ProgramReport:
         """What is known about an executable."""
         program, spent = executable.program, executable.seconds
+        origin = "compiled" if "llvm" in spent else "disk cache" if "link" in spent else "process"
+        made = executable.library.made if origin == "compiled" else None
         return cls(
             stage,
             len(program.launches),
@@ -38,7 +44,9 @@ class ProgramReport:
             len(program.fallbacks),
             len(program.text),
             executable.library.object_bytes,
-            "compiled" if "llvm" in spent else "disk cache" if "link" in spent else "process",
+            origin,
+            made.processes if made else 0,
+            made.problem if made else "",
         )
 
     def __str__(self) -> str:
@@ -46,6 +54,8 @@ class ProgramReport:
             f"{self.stage}: {self.kernels} kernels, {self.distinct_kernels} distinct, "
             f"{self.fallbacks} numpy fallbacks; {size_text(self.object_bytes)} of object code "
             f"from {size_text(self.ir_bytes)} of LLVM IR, {_ORIGIN[self.origin]}"
+            + (f" by {self.processes} processes" if self.processes > 1 else "")
+            + (f" ({self.problem})" if self.problem else "")
         )
 
 

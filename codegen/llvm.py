@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import llvmlite.binding as llvm
 
 from ..errors import CompileError
+from . import object_code
 from .target import Target, target_machine
 
 
@@ -16,11 +17,7 @@ def module_text(functions: Iterable[str], declarations: Iterable[str]) -> str:
 
 
 def compile_ir(text: str, target: Target, optimize: bool = True) -> bytes:
-    """The object file for a module; raises CompileError if LLVM rejects the text.
-
-    ``optimize`` runs a few cheap scalar passes. Kernels unroll and vectorise themselves: LLVM's
-    whole pipeline costs superlinear time on them and gains nothing.
-    """
+    """The object file for a module; raises CompileError if LLVM rejects the text."""
     return target_machine(target).emit_object(_parse(text, target, optimize))
 
 
@@ -30,31 +27,7 @@ def assembly(text: str, target: Target, optimize: bool = True) -> str:
 
 
 def _parse(text: str, target: Target, optimize: bool) -> llvm.ModuleRef:
-    machine = target_machine(target)
     try:
-        module = llvm.parse_assembly(text)
-        module.verify()
+        return object_code.parse(text, target_machine(target), target.triple, optimize)
     except RuntimeError as error:
         raise CompileError(f"LLVM rejected the generated IR: {error}") from error
-    module.triple = target.triple
-    module.data_layout = str(machine.target_data)
-    if optimize:
-        _run_scalar_passes(module, machine)
-    return module
-
-
-def _run_scalar_passes(module: llvm.ModuleRef, machine: llvm.TargetMachine) -> None:
-    options = llvm.create_pipeline_tuning_options(speed_level=2)
-    options.loop_vectorization = False
-    options.slp_vectorization = False
-    options.loop_unrolling = False
-    builder = llvm.create_pass_builder(machine, options)
-    passes = llvm.create_new_function_pass_manager()
-    passes.add_sroa_pass()
-    passes.add_instruction_combine_pass()
-    passes.add_simplify_cfg_pass()
-    passes.add_new_gvn_pass()
-    passes.add_dead_code_elimination_pass()
-    for function in module.functions:
-        if not function.is_declaration:
-            passes.run(function, builder)

@@ -1,11 +1,12 @@
-"""Which kernel generator serves which operator."""
+"""Which kernel generator serves which operator; each equal kernel is generated once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from ..ir.graph import Graph, Node
 from ..ir.ops.record import get
+from ..ir.structure import isolated, node_key
 from .attention import emit_attention
 from .convolution import emit_convolution
 from .cross_entropy import emit_cross_entropy
@@ -72,7 +73,30 @@ _BY_KIND: dict[str, Emit] = {
 
 
 def select_kernel(node: Node, graph: Graph, target: Target) -> Kernel | None:
-    """The kernel of a node, or None if only its numpy meaning exists."""
+    """The kernel of a node, or None if only its numpy meaning exists.
+
+    Networks repeat their layers, and a process compiles a model in several modes: kernels are
+    remembered by all that they depend on. The generators see an isolated copy of the node, so they
+    cannot read what is not in the key.
+    """
+    key = (target, node_key(node, graph))
+    if key in _made:
+        return _made[key]
+    kernel = generate(*isolated(node, graph), target)
+    if len(_made) >= MAX_MADE:
+        _made.clear()
+    _made[key] = kernel
+    return kernel
+
+
+MAX_MADE = 1024
+"""Kernels that a process remembers (10 to 50 kB each) before it starts over."""
+
+_made: dict[Hashable, Kernel | None] = {}
+
+
+def generate(node: Node, graph: Graph, target: Target) -> Kernel | None:
+    """What `select_kernel` gives, made anew."""
     if node.op == "fused":
         return _of_region(node)(node, graph, target)
     emit = _BY_OP.get(node.op) or _BY_KIND.get(get(node.op).kind)

@@ -11,6 +11,7 @@ import llvmlite.binding as llvm
 
 from ..errors import CompileError
 from ..ir.types import DType
+from .object_code import create_machine, initialize
 
 CPU_VARIABLE = "NETWRIGHT_CPU"
 
@@ -48,7 +49,7 @@ _DISTINCT_CPUS = {"haswell": AVX2, "cascadelake": AVX512, "neoverse-n1": NEON}
 @cache
 def host() -> Target:
     """This machine, or the CPU named by the environment variable NETWRIGHT_CPU (``haswell``)."""
-    _initialize()
+    initialize()
     triple = get_triple()
     asked = os.environ.get(CPU_VARIABLE, "")
     if asked:
@@ -110,21 +111,7 @@ def _with_caches(target: Target) -> Target:
     )
 
 
-@cache
-def _initialize() -> None:
-    """Registers every LLVM back end: tests emit assembly for machines other than this one."""
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
-
-
 @lru_cache(maxsize=16)
 def target_machine(target: Target) -> llvm.TargetMachine:
-    """The LLVM target machine: small code model, position independent, optimisation level 2.
-
-    The default JIT code model would load every constant through a 64-bit absolute address.
-    """
-    _initialize()
-    found = llvm.Target.from_triple(target.triple)
-    return found.create_target_machine(
-        cpu=target.cpu, features=target.features, opt=2, reloc="pic", codemodel="small"
-    )
+    """The LLVM target machine of a target (see `create_machine`)."""
+    return create_machine(target.triple, target.cpu, target.features)

@@ -1,18 +1,19 @@
 """The graph IR: nodes, values, and the four verbs of graph surgery.
 
-A graph is a list of nodes in topological order. Operands are a tuple on the node, the truth; the
-networkx digraph is an index derived from it (a plain digraph would merge the two edges of
-``add(x, x)`` and lose the order of operands).
+A graph is a list of nodes in topological order. Operands are a tuple on the node, the truth; an
+index of the users of each node is derived from it, and ``Graph.digraph`` gives the networkx digraph
+for everything that is a graph algorithm (a plain digraph would merge the two edges of ``add(x, x)``
+and lose the order of operands).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
-import networkx as nx
 import numpy as np
 
 from ..errors import DTypeError, NetwrightError, ShapeError, VerifyError
@@ -108,9 +109,9 @@ class Node:
     @property
     def value(self) -> Value:
         """The first result."""
-        return Value(self.name)
+        return self.values[0]
 
-    @property
+    @cached_property
     def values(self) -> tuple[Value, ...]:
         """All results."""
         return tuple(Value(self.name, i) for i in range(len(self.types)))
@@ -132,7 +133,7 @@ class Graph:
         self.outputs: dict[str, Value] = {}
         self.updates: dict[str, Value] = {}
         self._nodes: dict[str, Node] = {}
-        self._index: Any = nx.DiGraph()
+        self._users: dict[str, dict[str, None]] = {}
         self._counters: dict[str, int] = {}
         self._ordered = True
 
@@ -169,6 +170,26 @@ class Graph:
         self._insert(node)
         return node.values if len(types) > 1 else node.value
 
+    def add_copy(
+        self, node: Node, operands: Sequence[Value], origin: Graph
+    ) -> tuple[Value, ...]:
+        """Appends what ``node`` of the graph ``origin`` does, on operands of this graph.
+
+        Operands of the same types give the same results, so the shape rule runs only for others.
+        """
+        for new, old in zip(operands, node.operands, strict=True):
+            if self.type(new) != origin.type(old):
+                result = self.add(
+                    node.op, *operands, name=node.name, source=node.source, **node.attrs
+                )
+                return (result,) if isinstance(result, Value) else result
+        name = self._fresh_name(node.name)
+        uses = tuple(operands)
+        if name != node.name or uses != node.operands:
+            node = Node(name, node.op, uses, node.attrs, node.types, node.source)
+        self._insert(node)
+        return node.values
+
     def replace_uses(self, old: Value, new: Value) -> None:
         """Makes every user of ``old``, and the graph's results, use ``new`` instead."""
         if self.type(old) != self.type(new):
@@ -179,8 +200,8 @@ class Graph:
             if user.name == new.node:
                 continue
             operands = tuple(new if v == old else v for v in user.operands)
-            self._nodes[user.name] = replace(user, operands=operands)
-            self._reindex(user.name)
+            self._forget_uses(user)
+            self._insert(replace(user, operands=operands))
         for results in (self.outputs, self.updates):
             for key, value in results.items():
                 if value == old:
@@ -195,13 +216,13 @@ class Graph:
         ]
         if users or results:
             raise VerifyError(f"cannot erase %{name}: used by {', '.join(users + results)}")
-        del self._nodes[name]
-        self._index.remove_node(name)
+        self._forget_uses(self._nodes.pop(name))
+        del self._users[name]
 
     def users(self, value: Value | str) -> tuple[Node, ...]:
         """The nodes that use a value (or any result of the named node), in order."""
         name = value if isinstance(value, str) else value.node
-        found = [self._nodes[u] for u in self._index.successors(name)]
+        found = [self._nodes[user] for user in self._users[name]]
         if isinstance(value, Value):
             found = [u for u in found if value in u.operands]
         return tuple(found)
@@ -212,15 +233,18 @@ class Graph:
     def nodes(self) -> list[Node]:
         """All nodes in a deterministic topological order."""
         if not self._ordered:
-            rank = {name: i for i, name in enumerate(self._nodes)}
-            order = nx.lexicographical_topological_sort(self._index, key=rank.__getitem__)
-            try:
-                self._nodes = {name: self._nodes[name] for name in order}
-            except nx.NetworkXUnfeasible:
-                cycle = " -> ".join("%" + a for a, _ in nx.find_cycle(self._index))
-                raise VerifyError(f"graph {self.name!r} has a cycle: {cycle}") from None
+            self._sort()
             self._ordered = True
         return list(self._nodes.values())
+
+    def digraph(self) -> Any:
+        """A new ``networkx.DiGraph``: the nodes' names, an edge from each node to its users."""
+        import networkx as nx
+
+        digraph = nx.DiGraph()
+        digraph.add_nodes_from(self._nodes)
+        digraph.add_edges_from((name, user) for name in self._users for user in self._users[name])
+        return digraph
 
     def node(self, ref: str | Value) -> Node:
         """The node of a name or value."""
@@ -232,7 +256,8 @@ class Graph:
 
     def type(self, value: Value) -> TensorType:
         """The type of a value."""
-        return self.node(value).types[value.index]
+        node = self._nodes.get(value.node) or self.node(value)
+        return node.types[value.index]
 
     def sources(self, kind: str) -> list[Node]:
         """The ``input``, ``parameter``, ``buffer`` or ``constant`` nodes."""
@@ -299,14 +324,25 @@ class Graph:
 
     def _insert(self, node: Node) -> None:
         self._nodes[node.name] = node
-        self._index.add_node(node.name)
+        self._users.setdefault(node.name, {})
         for operand in node.operands:
-            self._index.add_edge(operand.node, node.name)
+            self._users[operand.node][node.name] = None
 
-    def _reindex(self, name: str) -> None:
-        self._index.remove_edges_from(list(self._index.in_edges(name)))
-        for operand in self._nodes[name].operands:
-            self._index.add_edge(operand.node, name)
+    def _forget_uses(self, node: Node) -> None:
+        for operand in node.operands:
+            self._users[operand.node].pop(node.name, None)
+
+    def _sort(self) -> None:
+        import networkx as nx
+
+        digraph = self.digraph()
+        rank = {name: i for i, name in enumerate(self._nodes)}
+        order = nx.lexicographical_topological_sort(digraph, key=rank.__getitem__)
+        try:
+            self._nodes = {name: self._nodes[name] for name in order}
+        except nx.NetworkXUnfeasible:
+            cycle = " -> ".join("%" + a for a, _ in nx.find_cycle(digraph))
+            raise VerifyError(f"graph {self.name!r} has a cycle: {cycle}") from None
 
     def _fresh_name(self, wanted: str) -> str:
         if not _IDENTIFIER.fullmatch(wanted):

@@ -22,13 +22,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import NetwrightError, ShapeError, VerifyError
-from .ops.record import all_ops, get, infer_types
+from .ops.record import get, has, infer_types
 from .types import DTYPES, Dim, TensorType
 
 if TYPE_CHECKING:
@@ -60,6 +61,12 @@ def checked_types(
     misfit = _signature_misfit(op, types, attrs)
     if misfit:
         raise ShapeError(f"{op}: {misfit}")
+    return _types_by_rule(op, types, attrs)
+
+
+def _types_by_rule(
+    op: str, types: Sequence[TensorType], attrs: Mapping[str, Any]
+) -> tuple[TensorType, ...]:
     try:
         return infer_types(op, types, dict(attrs))
     except NetwrightError:
@@ -73,12 +80,22 @@ def _signature_misfit(
     op: str, types: Sequence[TensorType], attrs: Mapping[str, Any]
 ) -> str:
     """What is wrong with the number of operands or the attributes' names; else empty."""
+    return _misfit(get(op).infer, len(types), tuple(attrs))
+
+
+@lru_cache(maxsize=4096)
+def _misfit(rule: Callable[..., Any], operands: int, attributes: tuple[str, ...]) -> str:
     try:
-        inspect.signature(get(op).infer).bind(*types, **attrs)
+        _signature(rule).bind(*range(operands), **dict.fromkeys(attributes))
     except TypeError as error:
-        text = str(error).replace("positional arguments", f"operands ({len(types)})")
+        text = str(error).replace("positional arguments", f"operands ({operands})")
         return text.replace("keyword argument", "attribute")
     return ""
+
+
+@cache
+def _signature(rule: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(rule)
 
 
 def is_plain(value: Any) -> bool:
@@ -113,9 +130,9 @@ def _check_node(graph: Graph, node: Node, known: set[Value]) -> None:
         if value not in known:
             raise _fail(graph, "defined", f"operand {value} is not the result of an earlier node",
                         node)
-        if node not in graph.users(value):
+        if not any(user is node for user in graph.users(value)):
             raise _fail(graph, "users", f"it uses {value} but is not among its users", node)
-    if node.op not in all_ops():
+    if not has(node.op):
         raise _fail(graph, "operator", "there is no operator of this name", node)
     for key, attr in node.attrs.items():
         if not is_plain(attr):
@@ -139,7 +156,7 @@ def _check_types(graph: Graph, node: Node) -> None:
     if misfit:
         raise _fail(graph, "signature", misfit, node)
     try:
-        types = checked_types(node.op, operands, node.attrs)
+        types = _types_by_rule(node.op, operands, node.attrs)
     except NetwrightError as error:
         raise _fail(graph, "types", str(error), node) from None
     if types != node.types:

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from ..ir.graph import Graph, Node, Source, Value
 from ..ir.ops.record import get
-from .rewriting import Ledger, add_like, copy_node
+from .rewriting import Ledger, add_like
 
 NAME = "assign_layout"
 TO_LAST = (0, 2, 3, 1)
@@ -115,7 +115,8 @@ class _Converter:
             if self._prefers_last(node):
                 self._emit_last(node)
             else:
-                results = copy_node(self.new, node, [self.as_first(v) for v in node.operands])
+                operands = [self.as_first(v) for v in node.operands]
+                results = self.new.add_copy(node, operands, self.graph)
                 self.first.update(zip(node.values, results, strict=True))
         self.new.outputs = {k: self.as_first(v) for k, v in self.graph.outputs.items()}
         self.new.updates = {k: self.as_first(v) for k, v in self.graph.updates.items()}

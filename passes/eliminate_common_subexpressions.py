@@ -23,10 +23,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ..ir.graph import Graph, Node, Value
-from .rewriting import Ledger, copy_node, rebuild
+from ..ir.structure import attrs_key
+from .rewriting import Ledger, rebuild
 
 NAME = "eliminate_common_subexpressions"
 _KEPT = ("input", "parameter", "buffer", "fused")
@@ -39,23 +38,12 @@ def eliminate_common_subexpressions(graph: Graph, ledger: Ledger | None = None) 
     def emit(new: Graph, node: Node, operands: list[Value]) -> tuple[Value, ...] | None:
         if node.op in _KEPT:
             return None
-        key = (node.op, tuple(operands), _attrs_key(node))
+        key = (node.op, tuple(operands), attrs_key(node.attrs))
         if key in known:
             if ledger is not None and node.operands:
                 ledger.did(NAME, "D201", node, f"%{node.name} equals {known[key][0]}")
             return known[key]
-        known[key] = copy_node(new, node, operands)
+        known[key] = new.add_copy(node, operands, graph)
         return known[key]
 
     return rebuild(graph, emit)
-
-
-def _attrs_key(node: Node) -> tuple[Any, ...]:
-    items: list[tuple[Any, ...]] = []
-    for key in sorted(node.attrs):
-        value = node.attrs[key]
-        if isinstance(value, np.ndarray):
-            items.append((key, str(value.dtype), value.shape, value.tobytes()))
-        else:
-            items.append((key, type(value).__name__, repr(value)))
-    return tuple(items)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from ..errors import NetwrightError
 from ..ir.graph import Graph, Node, Value
-from .rewriting import copy_node
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def build_regions(graph: Graph, groups: Sequence[Group]) -> Graph:
         if isinstance(unit, Group):
             _emit_region(graph, new, unit, env, escaping)
         else:
-            results = copy_node(new, unit, [env[v] for v in unit.operands])
+            results = new.add_copy(unit, [env[v] for v in unit.operands], graph)
             env.update(zip(unit.values, results, strict=True))
     new.outputs = {k: env[v] for k, v in graph.outputs.items()}
     new.updates = {k: env[v] for k, v in graph.updates.items()}
@@ -113,7 +112,7 @@ class _Body:
         if node.op == "fused":
             results = self._inline(node.attrs["body"], operands)
         else:
-            results = copy_node(self.body, node, operands)
+            results = self.body.add_copy(node, operands, self.graph)
         self.env.update(zip(node.values, results, strict=True))
 
     def _value(self, value: Value) -> Value:
@@ -121,7 +120,7 @@ class _Body:
         if value not in self.env:
             producer = self.graph.node(value)
             if is_immediate(producer):
-                (self.env[value],) = copy_node(self.body, producer, [])
+                (self.env[value],) = self.body.add_copy(producer, [], self.graph)
             else:
                 path = str(len(self.operands))
                 self.operands.append(value)
@@ -136,7 +135,7 @@ class _Body:
             if node.op == "input":
                 env[node.value] = operands[int(node.attrs["path"])]
             else:
-                results = copy_node(self.body, node, [env[v] for v in node.operands])
+                results = self.body.add_copy(node, [env[v] for v in node.operands], inner)
                 env.update(zip(node.values, results, strict=True))
         return tuple(env[v] for v in inner.outputs.values())
 

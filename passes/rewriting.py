@@ -67,16 +67,11 @@ def rebuild(graph: Graph, emit: Emit) -> Graph:
         operands = [env[v] for v in node.operands]
         results = emit(new, node, operands)
         if results is None:
-            results = copy_node(new, node, operands)
+            results = new.add_copy(node, operands, graph)
         env.update(zip(node.values, results, strict=True))
     new.outputs = {k: env[v] for k, v in graph.outputs.items()}
     new.updates = {k: env[v] for k, v in graph.updates.items()}
     return new
-
-
-def copy_node(new: Graph, node: Node, operands: list[Value]) -> tuple[Value, ...]:
-    """Adds the same operation on other operands, under the same name where it is free."""
-    return add_like(new, node, node.op, operands, **node.attrs)
 
 
 def add_like(

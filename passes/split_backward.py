@@ -43,7 +43,6 @@ from collections.abc import Iterable
 
 from ..ir.graph import Graph, Node, Value
 from .differentiate import GRAD
-from .rewriting import copy_node
 from .state import state_only
 
 SAVED = "saved:"
@@ -59,7 +58,7 @@ def split_backward(graph: Graph) -> tuple[Graph, Graph]:
     env: dict[Value, Value] = {}
     for node in graph.nodes:
         if node.name in needed or (node.op == "input" and not _is_seed(node)):
-            _copy(forward, node, env)
+            _copy(forward, node, env, graph)
     forward.outputs = {k: env[v] for k, v in results.items()}
     forward.updates = {k: env[v] for k, v in graph.updates.items()}
     return forward, _Backward(graph, needed, forward, env).run()
@@ -81,8 +80,8 @@ def _ancestors(graph: Graph, values: Iterable[Value]) -> set[str]:
     return seen
 
 
-def _copy(new: Graph, node: Node, env: dict[Value, Value]) -> None:
-    results = copy_node(new, node, [env[v] for v in node.operands])
+def _copy(new: Graph, node: Node, env: dict[Value, Value], origin: Graph) -> None:
+    results = new.add_copy(node, [env[v] for v in node.operands], origin)
     env.update(zip(node.values, results, strict=True))
 
 
@@ -105,7 +104,7 @@ class _Backward:
             if node.name not in wanted:
                 continue
             if node.name not in self.saved:
-                _copy(self.new, node, env)
+                _copy(self.new, node, env, self.graph)
                 continue
             for value in node.values:
                 if value in wanted[node.name]:

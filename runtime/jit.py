@@ -10,16 +10,18 @@ import ctypes
 import itertools
 import os
 import re
+import struct
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CompileError
 from . import cache, pool
+from .compile_workers import Compiled, compile_parts
 
 if TYPE_CHECKING:
     from ..codegen.target import Target
@@ -55,15 +57,24 @@ class Library:
     the code leave it first, see `pool.retire`.)"""
 
     def __init__(
-        self, tracker: Any, symbols: Iterable[str], compiled: bool, object_bytes: int = 0
+        self,
+        tracker: Any,
+        symbols: Iterable[str],
+        made: Compiled | None = None,
+        object_bytes: int = 0,
     ) -> None:
         self._tracker = tracker  # the linker unloads the code when it is dropped
         weakref.finalize(self, pool.retire, tracker).atexit = False
         self.symbols: dict[str, int] = {name: int(tracker[name]) for name in symbols}
-        self.compiled = compiled
-        """True if LLVM compiled it now, False if it came from the cache."""
+        self.made = made
+        """How LLVM compiled it; None if the code came from the cache."""
         self.object_bytes = object_bytes
-        """Size of the object file."""
+        """Size of the object files."""
+
+    @property
+    def compiled(self) -> bool:
+        """True if LLVM compiled it now, False if it came from the cache."""
+        return self.made is not None
 
     def address(self, symbol: str) -> int:
         """Address of a function; raises KeyError naming what there is."""
@@ -121,11 +132,11 @@ def load(
             library = _load_cached(found, names, imports or {})
         if library is None:
             with spent.on("llvm"):
-                content = compile_text(text, target, optimize)
+                made = compile_text(text, target, optimize)
             with spent.on("link"):
-                library = _link(content, names, imports or {}, compiled=True)
+                library = _link(made.objects, names, imports or {}, made)
             with spent.on("cache"):
-                store.put(key, content, parts)
+                store.put(key, _joined(made.objects), parts)
         if not imports:
             _libraries[key] = library
         return library
@@ -144,16 +155,28 @@ class _Stopwatch:
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def compile_text(text: str, target: Target, optimize: bool = True) -> bytes:
-    """Object code of a module, compiled now; counted in ``counters``."""
+def compile_text(text: str, target: Target, optimize: bool = True) -> Compiled:
+    """Object code of a module, compiled now; counted in ``counters``.
+
+    A large module is compiled in parts, by several processes if the settings allow that.
+    """
     from ..codegen.llvm import compile_ir
+    from ..codegen.partition import partition
+
+    def compile_here(part: str) -> bytes:
+        return compile_ir(part, target, optimize)
 
     with _lock:
         start = time.perf_counter()
-        content = compile_ir(text, target, optimize)
+        parts = partition(text)
+        made = (
+            Compiled([compile_here(text)])
+            if len(parts) == 1
+            else compile_parts(parts, target, optimize, compile_here)
+        )
         counters.compilations += 1
         counters.compile_seconds += time.perf_counter() - start
-        return content
+        return made
 
 
 def environment(target: Target) -> dict[str, str]:
@@ -189,17 +212,44 @@ def _load_cached(
     if content is None:
         return None
     try:
-        return _link(content, names, imports, compiled=False)
+        return _link(_separated(content), names, imports)
     except CompileError:  # intact but not linkable here: as good as absent
         return None
 
 
+_SIZE = struct.Struct("<Q")
+
+
+def _joined(objects: Sequence[bytes]) -> bytes:
+    """Object files as one cache entry: each with its size before it."""
+    return b"".join(_SIZE.pack(len(content)) + content for content in objects)
+
+
+def _separated(content: bytes) -> list[bytes]:
+    """The object files of a cache entry; raises CompileError if it is not one."""
+    objects, at = [], 0
+    while at < len(content):
+        if len(content) - at < _SIZE.size:
+            raise CompileError("the cache entry is cut off")
+        start = at + _SIZE.size
+        at = start + _SIZE.unpack_from(content, at)[0]
+        objects.append(content[start:at])
+    if at != len(content) or not objects:
+        raise CompileError("the cache entry does not hold object files")
+    return objects
+
+
 def _link(
-    content: bytes, names: list[str], imports: Mapping[str, int], compiled: bool
+    objects: Sequence[bytes],
+    names: list[str],
+    imports: Mapping[str, int],
+    made: Compiled | None = None,
 ) -> Library:
     import llvmlite.binding as llvm
 
-    builder = llvm.JITLibraryBuilder().add_object_img(content).add_current_process()
+    builder = llvm.JITLibraryBuilder().add_current_process()
+    for content in objects:
+        builder.add_object_img(content)
     for name in names:
         builder.export_symbol(name)
     for name, place in imports.items():
@@ -210,7 +260,7 @@ def _link(
     except RuntimeError as error:
         raise CompileError(f"cannot link the generated code: {error}") from error
     counters.loads += 1
-    return Library(tracker, names, compiled, len(content))
+    return Library(tracker, names, made, sum(map(len, objects)))
 
 
 def _process_linker() -> Any:

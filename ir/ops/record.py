@@ -103,6 +103,11 @@ def get(name: str) -> Op:
         ) from None
 
 
+def has(name: str) -> bool:
+    """Whether there is an operator of that name."""
+    return name in _OPS
+
+
 def all_ops() -> dict[str, Op]:
     """Every record by name."""
     return dict(_OPS)

@@ -1,13 +1,14 @@
 """compile_report() and memory(): what a compilation took and what its result needs."""
 
 import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import netwright as nw
 from netwright import nn, optim
-from netwright.bridge.compile_report import CompileReport
+from netwright.bridge.compile_report import CompileReport, ProgramReport
 from netwright.bridge.memory_use import MemoryUse
 from netwright.compiler import PHASES
 
@@ -40,7 +41,7 @@ def test_the_first_compilation_runs_llvm_and_the_next_finds_what_it_made() -> No
     first = compiled(network())
     report = first.compile_report()
     (program,) = report.programs
-    assert program.origin == "compiled"
+    assert program.origin == "compiled" and program.processes == 1 and not program.problem
     assert not report.from_cache
     assert report.phases["llvm"] > 0
     assert program.object_bytes > 0 and program.ir_bytes > 0
@@ -53,7 +54,7 @@ def test_the_first_compilation_runs_llvm_and_the_next_finds_what_it_made() -> No
     del first, alive
     gc.collect()
     again = compiled(network()).compile_report()
-    assert again.programs[0].origin == "disk cache"
+    assert again.programs[0].origin == "disk cache" and again.programs[0].processes == 0
     assert again.from_cache
     assert again.phases["llvm"] == 0
     assert again.programs[0].object_bytes == program.object_bytes
@@ -83,7 +84,16 @@ def test_it_prints_and_is_part_of_explain() -> None:
     assert set(found) == {"ms", "phases_ms", "passes_ms", "from_cache", "programs"}
     assert set(found["programs"][0]) == {
         "stage", "kernels", "distinct_kernels", "fallbacks", "ir_bytes", "object_bytes", "origin",
+        "processes", "problem",
     }  # fmt: skip
+
+
+def test_the_report_says_how_many_processes_compiled_and_why_not_more() -> None:
+    usual = ProgramReport("optimized", 2, 1, 0, 100, 200, "compiled", processes=1)
+    assert str(usual).endswith("of LLVM IR, compiled now")
+    assert str(replace(usual, processes=2)).endswith("compiled now by 2 processes")
+    failed = replace(usual, problem="a worker failed: no memory")
+    assert str(failed).endswith("compiled now (a worker failed: no memory)")
 
 
 def test_memory_is_that_of_the_executables_and_not_below_the_largest_live_set() -> None:
