@@ -30,9 +30,11 @@ A kernel that is not worth sharing has one chunk: thread 0's if others may have 
 result, anybody's if there is other work to go on with.
 
 **A loaded machine.** A thread may lose its CPU while it holds a chunk, and then the caller has to
-wait. If it waits much longer than it has worked itself since its last wait, the thread that was
-waited for is suspended: for several times as long it claims nothing and leaves jobs at once, which
-every thread may do at any time. So a call loses little to threads that cannot keep up.
+wait. A wait that is much longer than what the caller has worked since its last one is held against
+the thread that ended it: once such a thread costs more time than it saves, that is, makes others
+wait for longer than it has been taking part, it is suspended, for longer each time that this
+happens again. A suspended thread claims nothing and leaves jobs at once, which every thread may do
+at any time.
 
 **Orderings.** A word only ever grows, and a compare-exchange acts on its latest value: claims need
 no ordering with other memory to be exclusive, and *acquire* merely keeps the work of a chunk behind
@@ -58,15 +60,17 @@ MAX_CUTS = 4
 """The most chunks per thread in a round. Four bits of a word count them."""
 
 # A team: zeroed memory, 64-byte aligned. i64 done at 0, i64 awaited at 8, i64 the thread that ended
-# a round last at 16; settings on the next line; then a line for each thread: its word, and the time
-# until which it is suspended (0: it is not).
-_LAST, TEAM_SPIN, TEAM_PATIENCE, TEAM_LINES, SUSPENDED = 16, 64, 72, 128, 8
+# a round last at 16; settings on the next line; then a line for each thread: its word, until when it
+# is suspended (0: it is not), since when it takes part, how many times longer than it made others
+# wait it was suspended last.
+_LAST, TEAM_SPIN, TEAM_PATIENCE, TEAM_LINES = 16, 64, 72, 128
+SUSPENDED, _SINCE, _FACTOR = 8, 16, 24
 """Offsets. Settings are in ticks of the cycle counter: how long to spin before sleeping, and how
-much longer than it worked thread 0 may wait without suspending somebody."""
+much longer than it worked thread 0 may wait before this is held against somebody."""
 
-SUSPENSION, LONGEST_WAIT = 8, 256
-"""A thread is suspended for SUSPENSION times the wait that it caused, of which no more than
-LONGEST_WAIT times the patience counts."""
+LONGEST_WAIT, LONGEST_SUSPENSION = 256, 16
+"""A wait counts as at most LONGEST_WAIT times the patience, and is followed by a suspension of at
+most LONGEST_SUSPENSION times as long."""
 
 # A ticket: i64 each.
 _FIELDS = (
@@ -456,18 +460,35 @@ judge:
   %patience = load i64, ptr %patience.at, align 8
   %limit = add i64 %worked, %patience
   %stalled = icmp ugt i64 %slept, %limit
-  br i1 %stalled, label %suspend, label %return
-suspend:
-  %most = mul i64 %patience, {LONGEST_WAIT}
-  %counts = call i64 @llvm.umin.i64(i64 %slept, i64 %most)
-  %time = mul i64 %counts, {SUSPENSION}
-  %until = add i64 %now, %time
+  br i1 %stalled, label %whose, label %return
+whose:
   %last.at = getelementptr i8, ptr %team, i64 {_LAST}
   %last = load atomic i64, ptr %last.at monotonic, align 8
   %at = shl i64 %last, 6
   %lines = getelementptr i8, ptr %team, i64 {TEAM_LINES}
   %line = getelementptr i8, ptr %lines, i64 %at
+  %began.at = getelementptr i8, ptr %line, i64 {_SINCE}
+  %factor.at = getelementptr i8, ptr %line, i64 {_FACTOR}
+  %began = load i64, ptr %began.at, align 8
+  %factor = load i64, ptr %factor.at, align 8
+  %most = mul i64 %patience, {LONGEST_WAIT}
+  %cost = call i64 @llvm.umin.i64(i64 %slept, i64 %most)
+  %asleep = sub i64 %now, %slept
+  %took.part = sub i64 %asleep, %began
+  %pays = icmp sge i64 %took.part, %cost
+  br i1 %pays, label %keep, label %suspend
+keep:
+  store i64 %now, ptr %began.at, align 8
+  store i64 1, ptr %factor.at, align 8
+  br label %return
+suspend:
+  %twice = shl i64 %factor, 1
+  %times = call i64 @llvm.umin.i64(i64 %twice, i64 {LONGEST_SUSPENSION})
+  %time = mul i64 %cost, %times
+  %until = add i64 %now, %time
   %until.at = getelementptr i8, ptr %line, i64 {SUSPENDED}
+  store i64 %until, ptr %began.at, align 8
+  store i64 %times, ptr %factor.at, align 8
   store atomic i64 %until, ptr %until.at monotonic, align 8
   br label %return
 return:
