@@ -32,7 +32,7 @@ result, anybody's if there is other work to go on with.
 **A loaded machine.** A thread may lose its CPU to another process while it holds a chunk, and then
 the caller has to wait. That is why a helper that has worked for a while offers its CPU to others
 itself, before it claims the next chunk (sched_yield(2), which costs nothing where nobody wants it):
-the system takes a CPU from a thread that has used up its time, seldom from one that has just got it.
+the system takes a CPU from a thread that has used up its time, seldom from one that just got it.
 
 Where that does not help, a wait that is much longer than what the caller has worked since its last
 one is held against the thread that ended it: once such a thread costs more time than it saves, that
@@ -65,9 +65,9 @@ MAX_CUTS = 4
 """The most chunks per thread in a round. Four bits of a word count them."""
 
 # A team: zeroed memory, 64-byte aligned. i64 done at 0, i64 awaited at 8, i64 the thread that ended
-# a round last at 16; settings on the next line; then a line for each thread: its word, until when it
-# is suspended (0: it is not), since when it takes part, how many times longer than it made others
-# wait it was suspended last.
+# a round last at 16; settings on the next line; then a line for each thread: its word, until when
+# it is suspended (0: it is not), since when it takes part, how many times longer than it made
+# others wait it was suspended last.
 _LAST, TEAM_SPIN, TEAM_PATIENCE, TEAM_TURN, TEAM_LINES = 16, 64, 72, 80, 128
 SUSPENDED, _SINCE, _FACTOR = 8, 16, 24
 """Offsets. Settings are in ticks of the cycle counter: how long to spin before sleeping, how much
