@@ -29,10 +29,16 @@ Who is late finds a newer word, or a changed one at the compare-exchange, and le
 A kernel that is not worth sharing has one chunk: thread 0's if others may have to wait for the
 result, anybody's if there is other work to go on with.
 
-**A loaded machine.** A thread may lose its CPU while it holds a chunk, and then the caller has to
-wait. If it waits much longer than it has worked itself since its last wait, the thread that was
-waited for is suspended: for several times as long it claims nothing and leaves jobs at once, which
-every thread may do at any time. So a call loses little to threads that cannot keep up.
+**A loaded machine.** A thread may lose its CPU to another process while it holds a chunk, and then
+the caller has to wait. That is why a helper that has worked for a while offers its CPU to others
+itself, before it claims the next chunk (sched_yield(2), which costs nothing where nobody wants it):
+the system takes a CPU from a thread that has used up its time, seldom from one that just got it.
+
+Where that does not help, a wait that is much longer than what the caller has worked since its last
+one is held against the thread that ended it: once such a thread costs more time than it saves, that
+is, makes others wait for longer than it has been taking part, it is suspended, for longer each time
+that this happens again. A suspended thread claims nothing and leaves jobs at once, which every
+thread may do at any time.
 
 **Orderings.** A word only ever grows, and a compare-exchange acts on its latest value: claims need
 no ordering with other memory to be exclusive, and *acquire* merely keeps the work of a chunk behind
@@ -53,39 +59,59 @@ from __future__ import annotations
 
 import platform
 import sys
+from dataclasses import dataclass
 
 MAX_CUTS = 4
 """The most chunks per thread in a round. Four bits of a word count them."""
 
 # A team: zeroed memory, 64-byte aligned. i64 done at 0, i64 awaited at 8, i64 the thread that ended
-# a round last at 16; settings on the next line; then a line for each thread: its word, and the time
-# until which it is suspended (0: it is not).
-_LAST, TEAM_SPIN, TEAM_PATIENCE, TEAM_LINES, SUSPENDED = 16, 64, 72, 128, 8
-"""Offsets. Settings are in ticks of the cycle counter: how long to spin before sleeping, and how
-much longer than it worked thread 0 may wait without suspending somebody."""
+# a round last at 16; settings on the next line; then a line for each thread: its word, until when
+# it is suspended (0: it is not), since when it takes part, how many times longer than it made
+# others wait it was suspended last.
+_LAST, TEAM_SPIN, TEAM_PATIENCE, TEAM_TURN, TEAM_LINES = 16, 64, 72, 80, 128
+SUSPENDED, _SINCE, _FACTOR = 8, 16, 24
+"""Offsets. Settings are in ticks of the cycle counter: how long to spin before sleeping, how much
+longer than it worked thread 0 may wait before this is held against somebody, and for how long a
+thread works before it offers its CPU to others."""
 
-SUSPENSION, LONGEST_WAIT = 8, 256
-"""A thread is suspended for SUSPENSION times the wait that it caused, of which no more than
-LONGEST_WAIT times the patience counts."""
+LONGEST_WAIT, LONGEST_SUSPENSION = 256, 16
+"""A wait counts as at most LONGEST_WAIT times the patience, and is followed by a suspension of at
+most LONGEST_SUSPENSION times as long."""
 
 # A ticket: i64 each.
 _FIELDS = (
     "team", "tid", "nthreads", "round", "end", "per", "ranges", "quotient", "rest", "asked",
-    "since", "left",
+    "since", "left", "turn",
 )  # fmt: skip
 TICKET_WORDS = len(_FIELDS)
-TICKET_LEFT = 8 * _FIELDS.index("left")
-"""Offset of an i64: whether the thread left the job early because it is suspended."""
+TICKET_LEFT, TICKET_TURN = (8 * _FIELDS.index(name) for name in ("left", "turn"))
+"""Offsets of i64: whether the thread left the job early because it is suspended, and since when it
+has its CPU, as far as it knows; this one is kept from job to job."""
 
 ENTRY_PARAMS = (
     ("ptr", "args"), ("i64", "N"), ("i64", "tid"), ("i64", "nthreads"), ("ptr", "ticket"),
 )  # fmt: skip
 """Parameters of an entry: (type, name without %)."""
 
-# (number of the futex system call, instruction for a spinning thread); Linux only
+
+@dataclass(frozen=True)
+class _System:
+    """Numbers of system calls, the instruction for a spinning thread and its declaration."""
+
+    futex: int
+    sched_yield: int
+    pause: str
+    declaration: str
+
+
+# Linux only
 _SYSTEMS = {
-    "x86_64": (202, "call void @llvm.x86.sse2.pause()", "declare void @llvm.x86.sse2.pause()"),
-    "aarch64": (98, "call void @llvm.aarch64.hint(i32 1)", "declare void @llvm.aarch64.hint(i32)"),
+    "x86_64": _System(
+        202, 24, "call void @llvm.x86.sse2.pause()", "declare void @llvm.x86.sse2.pause()"
+    ),
+    "aarch64": _System(
+        98, 124, "call void @llvm.aarch64.hint(i32 1)", "declare void @llvm.aarch64.hint(i32)"
+    ),
 }
 
 
@@ -106,17 +132,20 @@ def threads_supported(triple: str) -> bool:
     return "linux" in triple and triple.split("-")[0] in _SYSTEMS
 
 
+def _system(triple: str) -> _System:
+    return _SYSTEMS[triple.split("-")[0]]
+
+
 def declarations(triple: str) -> frozenset[str]:
     """The ``declare`` lines that `wait_ir` and `sharing_ir` need."""
     if not threads_supported(triple):
         return frozenset()
-    pause = _SYSTEMS[triple.split("-")[0]][2]
     return frozenset(
         {
             "declare i64 @syscall(i64, ...)",
             "declare i64 @llvm.readcyclecounter()",
             "declare i64 @llvm.umin.i64(i64, i64)",
-            pause,
+            _system(triple).declaration,
         }
     )
 
@@ -130,7 +159,7 @@ def wait_ir(triple: str) -> str:
     i64 behind the word. ``void @nw_wake(ptr word, i64 value)``, called after the word became
     ``value``, wakes all who sleep.
     """
-    number, pause, _ = _SYSTEMS[triple.split("-")[0]]
+    system = _system(triple)
     # The kernel compares the low half of the word, which is the first on these machines. Between
     # a look at it and the system call it does not advance by 2**32.
     return f"""\
@@ -144,7 +173,7 @@ begin:
   %start = call i64 @llvm.readcyclecounter()
   br label %pause
 pause:
-  {pause}
+  {system.pause}
   %look = load atomic i64, ptr %word acquire, align 8
   %come = icmp uge i64 %look, %value
   br i1 %come, label %soon, label %patience
@@ -161,7 +190,7 @@ sleep:
 block:
   %low = and i64 %again, 4294967295
   ; FUTEX_WAIT | FUTEX_PRIVATE_FLAG, no timeout
-  %slept = call i64 (i64, ...) @syscall(i64 {number}, ptr %word, i64 128, i64 %low, ptr null)
+  %slept = call i64 (i64, ...) @syscall(i64 {system.futex}, ptr %word, i64 128, i64 %low, ptr null)
   br label %sleep
 awake:
   %finally = call i64 @llvm.readcyclecounter()
@@ -179,7 +208,7 @@ entry:
   br i1 %asleep, label %wake, label %done
 wake:
   ; FUTEX_WAKE | FUTEX_PRIVATE_FLAG, INT_MAX threads
-  %woken = call i64 (i64, ...) @syscall(i64 {number}, ptr %word, i64 129, i64 2147483647)
+  %woken = call i64 (i64, ...) @syscall(i64 {system.futex}, ptr %word, i64 129, i64 2147483647)
   br label %done
 done:
   ret void
@@ -203,7 +232,7 @@ def sharing_ir(triple: str) -> str:
     """
     if not threads_supported(triple):
         return _ALONE_IR
-    return wait_ir(triple) + _SHARING_IR
+    return wait_ir(triple) + _SHARING_IR.replace("YIELD", str(_system(triple).sched_yield))
 
 
 def ticket_ir() -> str:
@@ -303,7 +332,7 @@ define internal void @nw_round(ptr %ticket, i64 %tasks, i64 %cuts, i64 %single) 
 _CLAIM_IR = f"""
 define internal {{i64, i64}} @nw_claim(ptr %ticket) nounwind {{
 entry:
-{_get("team", "tid", "nthreads", "round", "per", "ranges", "asked", "left")}\
+{_get("team", "tid", "nthreads", "round", "per", "ranges", "asked", "left", "turn")}\
   %lines = getelementptr i8, ptr %team, i64 {TEAM_LINES}
   %base = shl i64 %round, 8
   %next.round = add i64 %base, 256
@@ -316,14 +345,14 @@ helper:
   %nothing = or i1 %is.left, %without
   br i1 %nothing, label %none, label %suspension
 suspension:
+  %now = call i64 @llvm.readcyclecounter()
   %tid.line = shl i64 %tid, 6
   %line = getelementptr i8, ptr %lines, i64 %tid.line
   %until.at = getelementptr i8, ptr %line, i64 {SUSPENDED}
   %until = load atomic i64, ptr %until.at monotonic, align 8
   %free = icmp eq i64 %until, 0
-  br i1 %free, label %range, label %suspended
+  br i1 %free, label %turns, label %suspended
 suspended:
-  %now = call i64 @llvm.readcyclecounter()
   %remaining = sub i64 %until, %now
   %still = icmp sgt i64 %remaining, 0
   br i1 %still, label %leave, label %resume
@@ -332,6 +361,17 @@ leave:
   br label %none
 resume:
   store atomic i64 0, ptr %until.at monotonic, align 8
+  br label %turns
+turns:
+  %limit.at = getelementptr i8, ptr %team, i64 {TEAM_TURN}
+  %limit = load i64, ptr %limit.at, align 8
+  %so.far = sub i64 %now, %turn
+  %long = icmp ugt i64 %so.far, %limit
+  br i1 %long, label %yield, label %range
+yield:
+  %yielded = call i64 (i64, ...) @syscall(i64 YIELD)
+  %fresh = call i64 @llvm.readcyclecounter()
+  store i64 %fresh, ptr %turn.at, align 8
   br label %range
 
 whose:
@@ -341,7 +381,7 @@ own.one:
   br i1 %taken, label %none, label %got
 
 range:
-  %k = phi i64 [%asked, %suspension], [%asked, %resume], [%asked, %whose], [%k.next, %gone]
+  %k = phi i64 [%asked, %turns], [%asked, %yield], [%asked, %whose], [%k.next, %gone]
   %all = icmp uge i64 %k, %ranges
   br i1 %all, label %none, label %visit
 visit:
@@ -349,8 +389,8 @@ visit:
   %ahead = add i64 %tid, %k
   %wraps = icmp uge i64 %ahead, %nthreads
   %wrapped = sub i64 %ahead, %nthreads
-  %turn = select i1 %wraps, i64 %wrapped, i64 %ahead
-  %owner = select i1 %single, i64 0, i64 %turn
+  %around = select i1 %wraps, i64 %wrapped, i64 %ahead
+  %owner = select i1 %single, i64 0, i64 %around
   %own = icmp eq i64 %k, 0
   %step = select i1 %own, i64 16, i64 1
   %at = shl i64 %owner, 6
@@ -445,7 +485,15 @@ wait:
   %spin = load i64, ptr %spin.at, align 8
   %slept = call i64 @nw_wait(ptr %team, i64 %end, i64 %spin)
   %caller = icmp eq i64 %tid, 0
-  br i1 %caller, label %judge, label %return
+  br i1 %caller, label %judge, label %helper
+helper:
+  %awake = icmp eq i64 %slept, 0
+  br i1 %awake, label %return, label %rested
+rested:
+{_at("turn")}\
+  %fresh = call i64 @llvm.readcyclecounter()
+  store i64 %fresh, ptr %turn.at, align 8
+  br label %return
 judge:
 {_get("since")}\
   %now = call i64 @llvm.readcyclecounter()
@@ -456,18 +504,35 @@ judge:
   %patience = load i64, ptr %patience.at, align 8
   %limit = add i64 %worked, %patience
   %stalled = icmp ugt i64 %slept, %limit
-  br i1 %stalled, label %suspend, label %return
-suspend:
-  %most = mul i64 %patience, {LONGEST_WAIT}
-  %counts = call i64 @llvm.umin.i64(i64 %slept, i64 %most)
-  %time = mul i64 %counts, {SUSPENSION}
-  %until = add i64 %now, %time
+  br i1 %stalled, label %whose, label %return
+whose:
   %last.at = getelementptr i8, ptr %team, i64 {_LAST}
   %last = load atomic i64, ptr %last.at monotonic, align 8
   %at = shl i64 %last, 6
   %lines = getelementptr i8, ptr %team, i64 {TEAM_LINES}
   %line = getelementptr i8, ptr %lines, i64 %at
+  %began.at = getelementptr i8, ptr %line, i64 {_SINCE}
+  %factor.at = getelementptr i8, ptr %line, i64 {_FACTOR}
+  %began = load i64, ptr %began.at, align 8
+  %factor = load i64, ptr %factor.at, align 8
+  %most = mul i64 %patience, {LONGEST_WAIT}
+  %cost = call i64 @llvm.umin.i64(i64 %slept, i64 %most)
+  %asleep = sub i64 %now, %slept
+  %took.part = sub i64 %asleep, %began
+  %pays = icmp sge i64 %took.part, %cost
+  br i1 %pays, label %keep, label %suspend
+keep:
+  store i64 %now, ptr %began.at, align 8
+  store i64 1, ptr %factor.at, align 8
+  br label %return
+suspend:
+  %twice = shl i64 %factor, 1
+  %times = call i64 @llvm.umin.i64(i64 %twice, i64 {LONGEST_SUSPENSION})
+  %time = mul i64 %cost, %times
+  %until = add i64 %now, %time
   %until.at = getelementptr i8, ptr %line, i64 {SUSPENDED}
+  store i64 %until, ptr %began.at, align 8
+  store i64 %times, ptr %factor.at, align 8
   store atomic i64 %until, ptr %until.at monotonic, align 8
   br label %return
 return:

@@ -43,7 +43,11 @@ ROUND_SPIN_SECONDS = 50e-6
 """How long a thread spins for the end of a round."""
 
 PATIENCE_SECONDS = 100e-6
-"""How much longer than it worked the caller may wait without suspending somebody."""
+"""How much longer than it worked the caller may wait before this is held against somebody."""
+
+TURN_SECONDS = 1.5e-3
+"""For how long a worker works before it offers its CPU to others. Linux gives a thread 2 to 4 ms at
+a time if others want the CPU as well."""
 
 # The record, on one cache line: what a worker waits for and what it then reads come together.
 _ENTRY, _ARGS, _N, _NTHREADS, _FIRST = 16, 24, 32, 40, 48
@@ -181,6 +185,8 @@ start:
   %spin.at = getelementptr i8, ptr %state, i64 {_SPIN}
   %team = getelementptr i8, ptr %state, i64 {_TEAM}
   %left.at = getelementptr i8, ptr %ticket, i64 {spmd.TICKET_LEFT}
+  %turn.at = getelementptr i8, ptr %ticket, i64 {spmd.TICKET_TURN}
+  store i64 0, ptr %turn.at, align 8
   br label %idle
 idle:
   ; who takes no part in a job, or is suspended, does not spin after it
@@ -191,6 +197,13 @@ idle:
   %odd = or i64 %seen, 1
   %next = add i64 %odd, 1
   %slept = call i64 @nw_wait(ptr %state, i64 %next, i64 %spin)
+  %awake = icmp eq i64 %slept, 0
+  br i1 %awake, label %enter, label %rested
+rested:
+  %fresh = call i64 @llvm.readcyclecounter()
+  store i64 %fresh, ptr %turn.at, align 8
+  br label %enter
+enter:
   %before = atomicrmw xchg ptr %inside, i64 1 seq_cst
   %sequence = load atomic i64, ptr %state seq_cst, align 8
   %bit = and i64 %sequence, 1
@@ -219,7 +232,7 @@ call:
   %stayed = icmp eq i64 %left, 0
   br label %outside
 outside:
-  %stays = phi i1 [true, %idle], [true, %copy], [false, %look], [%stayed, %call]
+  %stays = phi i1 [true, %enter], [true, %copy], [false, %look], [%stayed, %call]
   store atomic i64 0, ptr %inside release, align 8
   br label %idle
 exit:
@@ -261,6 +274,7 @@ class Team:
         self._put(_SPIN, ctypes.c_int64, int(spin * DISPATCH_SPIN_SECONDS))
         self._put(_TEAM + spmd.TEAM_SPIN, ctypes.c_int64, int(spin * ROUND_SPIN_SECONDS))
         self._put(_TEAM + spmd.TEAM_PATIENCE, ctypes.c_int64, int(rate * PATIENCE_SECONDS))
+        self._put(_TEAM + spmd.TEAM_TURN, ctypes.c_int64, int(rate * TURN_SECONDS))
         if threads > self._wanted:
             self._wanted = threads  # what could not be started once is not tried again
             self._start(threads)

@@ -547,26 +547,33 @@ def test_the_native_half_compiles_for_other_machines(target):
 
 
 @needs_pool
-def test_a_worker_that_keeps_the_caller_waiting_is_suspended_for_a_while(
+def test_a_worker_that_costs_more_time_than_it_saves_is_suspended_for_a_while(
     rounds, own_cache, monkeypatch
 ):
     monkeypatch.setattr(team, "PATIENCE_SECONDS", 1e-3)
-    library, own, slots = jit.load(slow_text()), pool.Pool(), counts()
+    library, own = jit.load(slow_text()), pool.Pool()
 
-    def release() -> None:
-        while not slots[COME]:
-            time.sleep(0.001)
-        time.sleep(0.1)
-        slots[GO] = 1
+    def stall() -> None:
+        slots = counts()
 
-    thread = threading.Thread(target=release)
-    thread.start()
-    assert own.run(library.address("slow"), slots.ctypes.data, 1, 2) == 2
-    alone = counts()
-    assert own.run(rounds, alone.ctypes.data, 1, 2) == 1
-    assert alone[:2].tolist() == [1, 0]
-    thread.join()
-    while own.run(rounds, counts().ctypes.data, 1, 2) == 1:
+        def release() -> None:
+            while not slots[COME]:
+                time.sleep(0.001)
+            time.sleep(0.2)
+            slots[GO] = 1
+
+        thread = threading.Thread(target=release)
+        thread.start()
+        assert own.run(library.address("slow"), slots.ctypes.data, 1, 2) == 2
+        thread.join()
+
+    stall()  # once is nothing
+    slots = counts()
+    assert own.run(rounds, slots.ctypes.data, 1, 2) == 2
+    stall()
+    assert own.run(rounds, slots.ctypes.data, 1, 2) == 1
+    assert slots[:2].tolist() == [2, 1]
+    while own.run(rounds, slots.ctypes.data, 1, 2) == 1:
         time.sleep(0.01)  # it comes back
     own.close()
 
