@@ -203,8 +203,11 @@ class _GemmWriter:
         units = quotient(f, plus(f, m, self.unit - 1), self.unit)
         work = times(f, batch, times(f, units, spec.panels))
         tasks = self._tasks(work)
-        first = quotient(f, times(f, work, "%begin"), tasks)
-        stop = quotient(f, times(f, work, "%end"), tasks)
+        cost = times(f, batch, times(f, units, self._row_cost()))
+        first, stop = (
+            self._unit_at(quotient(f, times(f, cost, place), tasks), units)
+            for place in ("%begin", "%end")
+        )
         line = _Line(first, stop, units, m, k)
         if isinstance(spec.k, int) and not spec.blocked:
             self._units(line, 0, spec.k, [(self.epilogue, "true")])
@@ -219,6 +222,39 @@ class _GemmWriter:
             # Ranges that share a block of A or a panel of B copy it each.
             cuts=2 if self._copies_a() or spec.b != "packed" else MAX_CUTS,
         )
+
+    def _vectors(self) -> tuple[int, int]:
+        """Vectors per row of a panel, and of the last one."""
+        spec = self.spec
+        last = spec.n - (spec.panels - 1) * spec.panel
+        return spec.panel // self.lanes, -(-last // self.lanes)
+
+    def _row_cost(self) -> int:
+        """Vectors per row: what a unit of rows costs over all panels."""
+        wide, last = self._vectors()
+        return (self.spec.panels - 1) * wide + last
+
+    def _unit_at(self, cost: Size, units: Size) -> Size:
+        """The unit up to which the line costs ``cost``, so that ranges of tasks cost the same:
+        the units of a narrow last panel cost less than the others."""
+        f, panels = self.f, self.spec.panels
+        wide, last = self._vectors()
+        if wide == last or panels == 1:
+            return quotient(f, cost, last)
+        per_row = self._row_cost()
+        per_item = greatest(f, times(f, units, per_row), 1)  # without rows there is no cost either
+        item, left = quotient(f, cost, per_item), remainder(f, cost, per_item)
+        block = quotient(f, left, self.row_block * per_row)
+        top = times(f, block, self.row_block)
+        inside = minus(f, left, times(f, top, per_row))
+        height = least(f, minus(f, units, top), self.row_block)
+        of_wide = times(f, height, panels - 1)
+        narrow = minus(f, inside, times(f, of_wide, wide))
+        # Before the last panel ``narrow`` is negative, and the second term 0.
+        narrow = greatest(f, narrow, 0)
+        found = plus(f, least(f, quotient(f, inside, wide), of_wide), quotient(f, narrow, last))
+        start = plus(f, times(f, item, units), top)
+        return plus(f, times(f, start, panels), found)
 
     def _blocks(self, line: _Line) -> None:
         """All units for one block of the reduction after the other."""
