@@ -30,6 +30,8 @@ Matrix = Sequence[Sequence[float]]
 
 # Tiles per block: rows of the products that share one pass over the weights.
 _BLOCK_TILES = 48
+# An image of up to so many tiles is one block.
+_MOST_TILES = 64
 # The most ranges per thread: each transforms blocks of its own and reads all weights for them.
 _CUTS = 2
 # Registers of a transform besides the half-transformed tile.
@@ -266,7 +268,8 @@ class _Writer:
         self.lanes = target.lanes(spec.dtype)
         self.scalar = scalar_type(spec.dtype)
         self.down, self.across = (-(-n // self.tile) for n in spec.size)
-        self.block = _BLOCK_TILES
+        tiles = self.down * self.across
+        self.block = tiles if _BLOCK_TILES < tiles <= _MOST_TILES else _BLOCK_TILES
         zeros = spec.inputs
         v_step = self.block * spec.inputs + _LINE
         m_step = self.block * spec.panel + _LINE
@@ -279,8 +282,7 @@ class _Writer:
         f, spec = self.f, self.spec
         work = times(f, extent(f, spec.batch), self.down * self.across)
         tasks = max(1, min(MAX_TASKS, work)) if isinstance(work, int) else MAX_TASKS
-        first = quotient(f, times(f, work, "%begin"), tasks)
-        stop = quotient(f, times(f, work, "%end"), tasks)
+        first, stop, panels = self._range(work, tasks)
         count = minus(f, stop, first)
         with f.when(f.emit(f"icmp sgt i64 {count}, 0")):
             f.call(
@@ -291,9 +293,31 @@ class _Writer:
         with f.loop(stop, start=first, step=step) as loop:
             size = least(f, minus(f, stop, loop.index), step)
             self._inputs(loop.index, size)
-            self._panels(loop.index, size)
+            self._panels(loop.index, size, panels)
         functions = [*self.helpers.values(), *self.micro.functions, f]
         return assembled(functions, TaskCount(tasks), self.scratch, spec.flops, cuts=_CUTS)
+
+    def _range(self, work: Size, tasks: int) -> tuple[str, str, tuple[str, str]]:
+        """Tiles [first, stop) and panels [first, stop) of this range of tasks.
+
+        Tiles are divided, and each range does all panels. If there are no more tiles than one block
+        has, panels are divided: every range reads its part of the weights instead of all, which are
+        the most of what it reads, and transforms all inputs.
+        """
+        f, panels = self.f, self.spec.panels
+        few = f.emit(f"icmp sle i64 {work}, {self.block if panels > 1 else 0}")
+
+        def choose(of_panels: Size, of_tiles: Size) -> str:
+            return f.emit(f"select i1 {few}, i64 {of_panels}, i64 {of_tiles}")
+
+        def part(total: Size, place: str) -> Size:
+            return quotient(f, times(f, total, place), tasks)
+
+        low, high = choose(part(panels, "%begin"), 0), choose(part(panels, "%end"), panels)
+        some = f.emit(f"icmp slt i64 {low}, {high}")
+        everything = f.emit(f"select i1 {some}, i64 {work}, i64 0")
+        first, stop = choose(0, part(work, "%begin")), choose(everything, part(work, "%end"))
+        return first, stop, (low, high)
 
     def _even_blocks(self, count: Size) -> Size:
         """Tiles per block: blocks of the same size, in whole register tiles."""
@@ -384,10 +408,10 @@ class _Writer:
 
     # -- the panels of output channels
 
-    def _panels(self, first: Size, count: Size) -> None:
+    def _panels(self, first: Size, count: Size, panels: tuple[str, str]) -> None:
         f, spec = self.f, self.spec
         rest = spec.outputs - (spec.panels - 1) * spec.panel
-        with f.loop(spec.panels) as loop:
+        with f.loop(panels[1], start=panels[0]) as loop:
             widths = {rest: "true"}
             if spec.panels > 1 and rest != spec.panel:
                 last = f.emit(f"icmp eq i64 {loop.index}, {spec.panels - 1}")
