@@ -188,6 +188,11 @@ class Function:
 
         LLVM's scheduler would interleave independent computations until registers run out.
         """
+        if kind.startswith("<"):
+            # One lane stands for the vector, which may be wider than a register: LLVM aborts the
+            # process if an assembly operand does not fit one.
+            value = self.emit(f"extractelement {kind} {value}, i64 0")
+            kind = parse_vector(kind)[1]
         self._computed = (self._block, f"{kind} {value}")
 
     def element(self, base: str, kind: str, index: str | int) -> str:
