@@ -8,6 +8,8 @@ import pytest
 
 from netwright.codegen.emitter import Lane, VectorEmitter, memory_type
 from netwright.codegen.kernel import Kernel, TaskCount
+from netwright.codegen.llvm import assembly, module_text
+from netwright.codegen.target import Target
 from netwright.codegen.text import Function
 from netwright.errors import CompileError, UnsupportedError
 from netwright.ir.types import (
@@ -210,3 +212,14 @@ def test_constants_are_written_exactly() -> None:
     assert e.constant(0.1, float64).text == "splat (double 0x3FB999999999999A)"
     assert e.constant(-np.inf, float32).text == "splat (float 0xFFF0000000000000)"
     assert VectorEmitter(new_function(), 1).constant(True, bool_).text == "true"
+
+
+def test_a_table_may_follow_a_vector_that_is_wider_than_a_register(target: Target) -> None:
+    fn = Function("f", [("ptr", "p")], linkage="")
+    wide = fn.load("<16 x double>", "%p", 8)
+    fn.follow("<16 x double>", wide)
+    with fn.table() as (address, items):
+        items.append(("double", "2.0"))
+        fn.store("double", fn.load("double", address, 8), "%p", 8)
+    # LLVM would end the process if it could not place the operand.
+    assert "f:" in assembly(module_text([fn.render()], fn.declarations), target)
