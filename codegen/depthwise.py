@@ -18,7 +18,15 @@ from .brgemm import Tile
 from .emitter import Lane, VectorEmitter, scalar_type
 from .epilogue import Contraction
 from .image import Convolution, Phase, even_chunks
-from .kernel import MAX_TASKS, Kernel, TaskCount, assembled, kernel_params, symbol_for
+from .kernel import (
+    MAX_CUTS,
+    MAX_TASKS,
+    Kernel,
+    TaskCount,
+    assembled,
+    kernel_params,
+    symbol_for,
+)
 from .packing import conv_source, pack_function
 from .sizes import Size, extent, plus, quotient, remainder, times
 from .target import Target
@@ -99,7 +107,10 @@ class _Writer:
                 with f.when(exists):
                     self._row(image, line, weights, rows)
         functions = [*self.helpers, *self.micro.values(), f]
-        return assembled(functions, TaskCount(tasks), packed_at + weight_bytes, spec.flops)
+        # Every range packs a weight that is not packed yet.
+        cuts = 1 if spec.weight is not None else MAX_CUTS
+        scratch = packed_at + weight_bytes
+        return assembled(functions, TaskCount(tasks), scratch, spec.flops, cuts=cuts)
 
     def _prepare(self, first: Size, stop: Size, zero_bytes: int, at: int) -> tuple[str, int]:
         """Clears the line of zeros and packs a weight that is not: its address and its bytes."""
