@@ -29,10 +29,12 @@ SUMS = ("batch_norm_moments", "batch_norm_grad_sums")
 STATISTICS = ("batch_norm_statistics", "batch_norm_grad_factors")
 PARTS = (*SUMS, *STATISTICS)
 
-# Rows whose sums are taken before they are added up in float64.
-ROWS = 64
+# Elements that are added up before their sum is added to others in float64.
+TERMS = 32
 # Channels per task: 1 KiB of a row of float32.
 CHANNELS = 256
+# Bytes that memory hands over at a time.
+LINE = 64
 
 
 def emit_batch_norm_sums(node: Node, graph: Graph, target: Target) -> Kernel | None:
@@ -92,13 +94,15 @@ class _Sums:
         self.parts: int = sums.attrs["parts"]
         self.e = w.emitter(x.dtype, self.channels)
         self.moving, self.still = self._split(x)
+        self.streams = [int(n.attrs["path"]) for n in self.moving if n.op == "input"]
         self.outputs = list(body.outputs.values())
         self.place = self.outputs.index(sums.value)
         held = len(
             {v for n in self.moving for v in n.operands}
             & {n.value for n in self.still if n.op != "constant"}
         )
-        self.group = self._vectors(max(1, held))
+        self.group, self.unroll = self._shape(max(1, held))
+        self.block = TERMS * self.unroll
 
     def _split(self, x: TensorType) -> tuple[list[Node], list[Node]]:
         """Nodes of the body that change along the rows, and those that do not."""
@@ -118,12 +122,18 @@ class _Sums:
                 changing.add(node.value)
         return moving, still
 
-    def _vectors(self, held: int) -> int:
-        """Vectors of channels at a time: each has two sums, twice for latency, and ``held``."""
-        registers = self.w.target.registers
-        most = max(1, (registers - registers // 4) // (4 + held))
-        most = 1 << (most.bit_length() - 1)
-        return min(4, most, -(-self.channels // self.e.lanes))
+    def _shape(self, held: int) -> tuple[int, int]:
+        """(vectors of channels at a time, rows at a time).
+
+        Each vector has two sums per row of the step, and ``held`` values that stay in registers.
+        More rows only hide the latency of the additions, which several vectors do, too.
+        """
+        free = self.w.target.registers - 8
+        width = -(-self.channels // self.e.lanes)
+        for group, unroll in ((4, 1), (2, 2), (2, 1), (1, 4), (1, 2)):
+            if group <= width and group * (2 * unroll + held) <= free:
+                return group, unroll
+        return 1, 1
 
     def emit(self) -> TaskCount:
         fn, e = self.fn, self.e
@@ -139,8 +149,8 @@ class _Sums:
             low = times(fn, split, per_task)
             high = least(fn, plus(fn, low, per_task), blocks)
             self.clear(part, low, high)
-            with fn.loop(str(stop), first, ROWS) as block:
-                count = least(fn, minus(fn, stop, block.index), ROWS)
+            with fn.loop(str(stop), first, self.block) as block:
+                count = least(fn, minus(fn, stop, block.index), self.block)
                 before = minus(fn, block.index, first)
 
                 def columns(positions: list[Position]) -> None:
@@ -210,8 +220,27 @@ class _Sums:
         return self.fn.element(base, memory_type(dtype), offset)
 
     def _over(self, start: Size, count: Size, body: Any, zeros: Sequence[Lane]) -> Lanes:
-        unroll = 4 if len(zeros) <= 2 and self.w.target.registers > 16 else 2
-        return sweep(self.e, count, body, zeros, start=start, width=1, unroll=unroll)
+        return sweep(self.e, count, body, zeros, start=start, width=1, unroll=self.unroll)
+
+    def _fetch(self, columns: list[_Column], row: Size) -> None:
+        """Asks for what the next block of rows will read in these columns.
+
+        Rows are read in pieces, some of them twice: the hardware's own prefetching cannot follow.
+        """
+        fn = self.fn
+        ahead = plus(fn, row, self.block)
+        for path in self.streams:
+            dtype = self.w.inputs[path].dtype
+            base = self._row(f"%in{path}", dtype, ahead)
+            line = -1
+            for c, column in enumerate(columns):
+                at = c * self.e.lanes * dtype.itemsize // LINE
+                if at != line:
+                    line = at
+                    fn.call(
+                        "void", "llvm.prefetch.p0", ("ptr", column.at.address(base, dtype)),
+                        ("i32", "0"), ("i32", "3"), ("i32", "1"),
+                    )  # fmt: skip
 
     # -- sums of a block, added to those of the part
 
@@ -229,6 +258,7 @@ class _Sums:
         means = [e.cast(e.div(widen(e, v), number), self.dtype) for v in totals]
 
         def around(at: Position, acc: Lanes) -> Lanes:
+            self._fetch(columns, at.at)
             d = [
                 e.sub(self.values(c, at.at, False)[0], mean)
                 for c, mean in zip(columns, means, strict=True)
@@ -259,6 +289,8 @@ class _Sums:
         zeros = [e.constant(0, self.dtype)] * (2 * width)
 
         def term(at: Position, acc: Lanes) -> Lanes:
+            if self.channels > e.lanes:  # shorter rows are one stream, which the hardware follows
+                self._fetch(columns, at.at)
             found = [self.values(c, at.at, True) for c in columns]
             firsts = [e.add(a, v[0]) for a, v in zip(acc[:width], found, strict=True)]
             pairs = zip(acc[width:], found, strict=True)

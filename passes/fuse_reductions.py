@@ -11,10 +11,13 @@ After::
     %m: f32[] = fused(%x, %y) {kind="reduction"} { sub, square, mean }
 
 The operand, a single elementwise operator or an elementwise region of one result, is never written
-to memory. Code F401; F402 declines.
+to memory. Code F401; F402 declines. The sums of batch normalisation (``split_batch_norm.py``) are
+sweeps over whole tensors: they write the operand if it is used elsewhere, too.
 
-Skips: an operand that is used elsewhere or is a result of the graph (F402); ``uniform`` in it,
-whose draws need an index that the reduction's loop does not have (F402); argmax and argmin.
+Skips: an operand that is used elsewhere or is a result of the graph (F402; not for the sums of
+batch normalisation); ``uniform`` in it, whose draws need an index that the reduction's loop does
+not have (F402); argmax and argmin; for the sums, operands that are neither of all rows nor per
+channel, and what another operand of the sums depends on (F402).
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ again if it or the masked gradient is used elsewhere, or if the graph has only t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -174,11 +175,11 @@ class _Writer:
     new: Graph
     source: Source
 
-    def ops(self, op: str, *operands: Value, **attrs: object) -> tuple[Value, ...]:
+    def ops(self, op: str, *operands: Value, **attrs: Any) -> tuple[Value, ...]:
         found = self.new.add(op, *operands, source=self.source, **attrs)
         return (found,) if isinstance(found, Value) else found
 
-    def op(self, op: str, *operands: Value, **attrs: object) -> Value:
+    def op(self, op: str, *operands: Value, **attrs: Any) -> Value:
         return self.ops(op, *operands, **attrs)[0]
 
     def normalised(self, forward: _Forward) -> Value:

@@ -153,14 +153,14 @@ def _statistics_samples(rng: np.random.Generator) -> list[Sample]:
         (x,) = s.arrays
         rows = x.size // x.shape[-1]
         if rows:  # of no rows, all are NaN
-            arrays = (_moments(x, **s.attrs), rng.normal(size=x.shape[-1]))
+            arrays = (_moments(x, **s.attrs), rng.normal(size=x.shape[-1:]))
             samples.append(Sample(arrays, {"rows": rows, "eps": 1e-3}))
     return samples
 
 
 def _grad_sums_samples(rng: np.random.Generator) -> list[Sample]:
     return [
-        Sample((rng.normal(size=x.shape), x, rng.normal(size=x.shape[-1])), attrs)
+        Sample((rng.normal(size=x.shape), x, rng.normal(size=x.shape[-1:])), attrs)
         for (x,), attrs, _ in _moments_samples(rng)
     ]
 
