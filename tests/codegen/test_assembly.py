@@ -241,6 +241,24 @@ def test_sums_of_a_masked_gradient_are_full_vectors_that_stay_in_registers(
     assert max(code.widths) >= 10
 
 
+@pytest.mark.parametrize("vectors", [1, 2, 4])
+def test_normalisation_of_short_rows_keeps_what_repeats_in_registers(
+    asm_for: Any, target: Target, vectors: int
+) -> None:
+    """(x - mean) scale + beta and ReLU, as ``passes/split_batch_norm.py`` writes it."""
+    channels = vectors * target.lanes(float32)
+    image, per = (TensorType(float32, s) for s in ((N, 8, 8, channels), (channels,)))
+    types = [image, per, per, per]
+    body = Graph("elementwise")
+    x, mean, scale, beta = (body.add("input", path=str(i), type=t) for i, t in enumerate(types))
+    y = body.add("add", body.add("mul", body.add("sub", x, mean), scale), beta)
+    body.outputs["0"] = body.add("relu", y)
+    code = asm_for(kernel_for("fused", types, target, kind="elementwise", body=body), target)
+    assert code.spills == 0
+    assert max(code.widths) >= 5
+    assert calls_of(code) == set()
+
+
 def optimizers() -> list[Any]:
     parameter = nw.zeros(4, requires_grad=True)
     return [
