@@ -53,7 +53,7 @@ class StridedLoop:
         self.repeated = self._repeated_operands(space)
         self.phases: int = 1
         if self.repeated:
-            self.phases = space[-1].extent // self.lanes  # type: ignore[assignment, operator]
+            self.phases = space[-1].extent // self.lanes  # type: ignore[assignment]
             space = self._as_one_row(space)
         self.inner, self.outer = space[-1], space[:-1]
         contiguous = all(s in (0, 1) for s in self.inner.strides)
