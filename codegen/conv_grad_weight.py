@@ -9,7 +9,9 @@ in the order of the weight.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..ir.graph import Graph, Node
 from ..ir.types import TensorType, numel
@@ -23,6 +25,7 @@ from .packing import PanelSource, choose_panel, pack_function
 from .sizes import Size, extent, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
+from .winograd_grad_weight import winograd_grad_weight
 
 # Pixels per block: the gradient of a panel of channels stays in the first level cache. Images that
 # are smaller share a block, because every block reads and writes all partial sums; where these
@@ -31,16 +34,23 @@ _PIXELS = 192
 _PIXELS_LARGE = 384
 # Multiply-adds of all tiles that differ, unrolled four times.
 _TILES = 400
+# What Winograd's form does not say, because it is always so.
+_PLAIN = {"kernel_size": (3, 3), "stride": (1, 1), "dilation": (1, 1), "groups": 1}
 
 
 def emit_conv_grad_weight(node: Node, graph: Graph, target: Target) -> Kernel | None:
-    """The kernel of ``conv2d_grad_weight(g, x)``; None for images that are not NHWC."""
-    if node.op != "conv2d_grad_weight" or node.attrs["layout"] != "NHWC":
+    """The kernel of ``conv2d_grad_weight(g, x)`` and of its form by Winograd's algorithm.
+
+    None for images that are not NHWC.
+    """
+    if node.attrs["layout"] != "NHWC":
         return None
     g, x = (graph.type(v) for v in node.operands)
-    spec = _spec(node, g, x)
+    spec = _spec({**_PLAIN, **node.attrs}, g, x)
     if spec is None:
         return None
+    if node.op == "conv2d_grad_weight_winograd":
+        return winograd_grad_weight(spec, node.attrs["tile"], target)
     if _is_matrix_product(spec):
         return _matrix_product(spec, node.type, target)
     if spec.groups > 1 and spec.groups == spec.inputs == spec.outputs:
@@ -48,12 +58,11 @@ def emit_conv_grad_weight(node: Node, graph: Graph, target: Target) -> Kernel | 
     return _Writer(spec, target).kernel()
 
 
-def _spec(node: Node, g: TensorType, x: TensorType) -> WeightGradient | None:
+def _spec(attrs: Mapping[str, Any], g: TensorType, x: TensorType) -> WeightGradient | None:
     fixed = (*g.shape[1:], *x.shape[1:])
     if not all(isinstance(d, int) for d in fixed) or not g.dtype.is_float:
         return None
     oh, ow, outputs, height, width, inputs = (int(d) for d in fixed)  # type: ignore[arg-type]
-    attrs = node.attrs
     axes = [
         forward_axis(
             (height, width)[i],

@@ -130,7 +130,7 @@ def _row_address(e: VectorEmitter, dtype: DType, row0: str, r: str, column: str)
     return f.element("%panel", scalar_type(dtype), at)
 
 
-def _below(e: VectorEmitter, first: str, limit: str) -> str:
+def lanes_below(e: VectorEmitter, first: str, limit: str) -> str:
     """The mask of the lanes k with ``first + k < limit``."""
     f, kind = e.fn, f"<{e.lanes} x i64>"
     left = f.emit(f"sub nsw i64 {limit}, {first}")
@@ -153,7 +153,7 @@ def _copy_rows(e: VectorEmitter, dtype: DType, block: str, row0: str) -> None:
             if e.lanes == 1:
                 e.store(e.constant(0.0, dtype), there)
             else:
-                e.store(e.load_masked(here, dtype, _below(e, column.index, "%width")), there)
+                e.store(e.load_masked(here, dtype, lanes_below(e, column.index, "%width")), there)
 
 
 def _transpose_rows(e: VectorEmitter, dtype: DType, block: str, row0: str) -> None:
@@ -183,7 +183,7 @@ def _transpose_part(
     if lanes == 1:
         e.store(e.constant(0.0, dtype), _row_address(e, dtype, row0, row, column))
         return
-    inside, kind = _below(e, row, "%inner"), f"<{lanes} x i1>"
+    inside, kind = lanes_below(e, row, "%inner"), f"<{lanes} x i1>"
     rows = []
     for c in range(lanes):
         exists = f.emit(f"icmp slt i64 {f.emit(f'add nsw i64 {column}, {c}')}, %width")
