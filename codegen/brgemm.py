@@ -82,10 +82,11 @@ class Tile:
         if not self.loops or len(self.a_rows) < 2:
             return 0
         step = min(b - a for a, b in zip(self.a_rows, self.a_rows[1:], strict=False))
-        reach = 0
+        reach, span = 0, max(self.a_rows) - min(self.a_rows)
         for loop in self.loops[-2:]:
             trips = loop.count if isinstance(loop.count, int) and loop.count < 16 else 4
-            reach = max(reach, (trips - 1) * loop.a_step)
+            if loop.a_step <= span:  # else a step leads past the elements of all rows
+                reach = max(reach, (trips - 1) * loop.a_step)
         count = reach // step + 1 if step > 0 else 0
         return min(count, 5) if count > 1 else 0
 

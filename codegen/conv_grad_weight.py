@@ -20,7 +20,7 @@ from .depthwise_grad_weight import depthwise_grad_weight
 from .emitter import scalar_type
 from .epilogue import ALL_ONES, TileEpilogue
 from .gemm import Gemm, gemm_kernel
-from .grad_weight_units import Units, plan_units
+from .grad_weight_units import Source, Units, plan_units
 from .image import PaddedCopy, WeightGradient, forward_axis
 from .kernel import MAX_TASKS, Kernel, TaskCount, assembled, kernel_params, symbol_for
 from .packing import PanelSource, choose_panel, pack_function
@@ -35,6 +35,9 @@ from .winograd_grad_weight import winograd_grad_weight
 # exceed the second level cache, blocks are longer.
 _PIXELS = 192
 _PIXELS_LARGE = 384
+# Channels that copies of images keep together: a cache line of float32, so that a tile reads lines
+# that are neighbours.
+_SPLIT = 16
 # What Winograd's form does not say, because it is always so.
 _PLAIN = {"kernel_size": (3, 3), "stride": (1, 1), "dilation": (1, 1), "groups": 1}
 
@@ -112,11 +115,21 @@ class _Writer:
         self.panels = -(-spec.group_outputs // self.panel)
         self.taps = spec.kernel[0] * spec.kernel[1]
         self._plan_blocks()
-        self.copied = not (spec.rows.plain and spec.columns.plain)
-        height = spec.rows.extent(self.block_rows)
-        self.copy = PaddedCopy(spec.dtype, spec.rows, spec.columns, spec.inputs, height)
-        self.pitch = (self.copy.width if self.copied else spec.columns.size) * spec.inputs
-        self.units: Units = plan_units(spec, self.pitch, self.panel, target)
+        # Of 1 x 1 kernels with a stride, only the pixels that count are copied.
+        plain = spec.rows.plain and spec.columns.plain
+        sparse = plain and self.taps == 1
+        every = (spec.rows.advance, spec.columns.advance) if sparse else (1, 1)
+        self.copied = every != (1, 1) or not plain
+        self.advance = (spec.rows.advance // every[0], spec.columns.advance // every[1])
+        height = -(-spec.rows.extent(self.block_rows) // every[0])
+        split = _SPLIT if self.copied and spec.inputs % _SPLIT == 0 and spec.groups == 1 else 0
+        self.copy = PaddedCopy(
+            spec.dtype, spec.rows, spec.columns, spec.inputs, height, every, split
+        )
+        self.pixel = self.copy.pixel if self.copied else spec.inputs
+        self.pitch = (self.copy.width if self.copied else spec.columns.size) * self.pixel
+        source = Source(self.pitch, self.pixel, split or spec.inputs, self.copy.part)
+        self.units: Units = plan_units(spec, source, self.panel, target)
         self.unit_elements = self.units.most_rows * self.panel
         # A gradient whose rows are a panel is read where it is.
         self.packed = spec.groups > 1 or spec.outputs != self.panel
@@ -153,8 +166,8 @@ class _Writer:
             if self.copied:
                 with f.loop(self.block_images) as image:
                     self.copy.clear(f, self._copy_of(image.index))
-            origins = self._table("origins", self.units.origins)
-            kinds = self._table("kinds", self.units.kinds)
+            tables = ("origins", "kinds", "starts", "heights")
+            origins, kinds, *_ = (self._table(t, getattr(self.units, t)) for t in tables)
             batch = extent(f, spec.batch)
             step = self._images_per_block(batch)
             # Without images there is one empty block: it makes the sums zero.
@@ -169,24 +182,26 @@ class _Writer:
                 at = plus(f, image.index, line.index)
                 begins = f.emit(f"icmp eq i64 {at}, 0")
                 keep = f.emit(f"select i1 {begins}, i64 0, i64 {ALL_ONES}")
+                complete = self._is_last(batch, plus(f, image.index, step), line.index)
                 with f.loop(stop, start=first, step="%run") as run:
                     column, number = self._place(run.index)
                     b = self._pack(g, column, steps) if self.packed else g
-                    end = least(
-                        f, minus(f, stop, run.index), minus(f, self.units.count, number)
-                    )
-                    f.emit(f"add nsw i64 {end}, 0", "%run")
+                    left = minus(f, self.units.count, number)
+                    f.emit(f"add nsw i64 {least(f, minus(f, stop, run.index), left)}, 0", "%run")
                     a = f.element(x, self.scalar, times(f, column.group, spec.group_inputs))
-                    with f.loop("%run") as unit, f.loop(self.units.tiles) as tile:
-                        into = self._sums(sums, plus(f, run.index, unit.index), first)
-                        into = f.element(into, self.scalar, times(f, tile.index, self.panel))
+                    with f.loop("%run") as unit:
+                        place = minus(f, plus(f, run.index, unit.index), first)
+                        into = f.element(sums, self.scalar, times(f, place, self.unit_elements))
                         which = plus(f, number, unit.index)
                         kind = f.load("i64", f.element(kinds, "i64", which), 8)
-                        which = plus(f, times(f, which, self.units.tiles), tile.index)
-                        origin = f.load("i64", f.element(origins, "i64", which), 8)
-                        here = f.element(a, self.scalar, origin)
-                        self._tile(here, b, into, column, kind, shared, keep)
-            self._write(sums, first, stop)
+                        with f.loop(self.units.tiles) as tile:
+                            to = f.element(into, self.scalar, times(f, tile.index, self.panel))
+                            at = plus(f, times(f, which, self.units.tiles), tile.index)
+                            origin = f.load("i64", f.element(origins, "i64", at), 8)
+                            here = f.element(a, self.scalar, origin)
+                            self._tile(here, b, to, column, kind, shared, keep)
+                        with f.when(complete):
+                            self._write(into, column, which)
         functions = [*self.helpers, *self.writers.values(), *self.micro.functions, f]
         spare = (self.lanes - 1) * self.panel  # rows that are read, but are of no unit
         return assembled(
@@ -246,9 +261,12 @@ class _Writer:
         f.do(f"call void @{name}({args})")
         return packed
 
-    def _sums(self, sums: str, unit: Size, first: Size) -> str:
-        at = times(self.f, minus(self.f, unit, first), self.unit_elements)
-        return self.f.element(sums, self.scalar, at)
+    def _is_last(self, batch: Size, following: Size, line: Size) -> str:
+        """Whether a block is the last one."""
+        f = self.f
+        images = f.emit(f"icmp sge i64 {following}, {batch}")
+        rows = f.emit(f"icmp sge i64 {plus(f, line, self.block_rows)}, {self.spec.out[0]}")
+        return f.emit(f"and i1 {images}, {rows}")
 
     def _place(self, unit: Size) -> tuple[_Column, Size]:
         """The columns of a unit, and its number among those of a group."""
@@ -278,8 +296,8 @@ class _Writer:
         epilogue = TileEpilogue((spec.dtype,), accumulate=True)
         row = spec.out[1] * self.panel
         loops: tuple[Reduction, ...] = (
-            Reduction("%count", spec.rows.advance * self.pitch, row),
-            Reduction(spec.out[1], spec.columns.advance * spec.inputs, self.panel),
+            Reduction("%count", self.advance[0] * self.pitch, row),
+            Reduction(spec.out[1], self.advance[1] * self.pixel, self.panel),
         )
         if self.block_images > 1:
             loops = (
@@ -303,26 +321,22 @@ class _Writer:
                     args = f"ptr {a}, ptr {b}, ptr {into}, i64 {keep}, i64 {count}{extra}"
                     f.do(f"call void @{name}({args})")
 
-    def _write(self, sums: str, first: Size, stop: Size) -> None:
-        """Writes the finished units as (O, I, KH, KW)."""
-        f, spec = self.f, self.spec
-        starts = self._table("starts", self.units.starts)
-        heights = self._table("heights", self.units.heights)
-        channel = spec.group_inputs * self.taps
-        with f.loop(stop, start=first) as unit:
-            source = self._sums(sums, unit.index, first)
-            column, number = self._place(unit.index)
-            start = f.load("i64", f.element(starts, "i64", number), 8)
-            height = f.load("i64", f.element(heights, "i64", number), 8)
-            at = plus(f, times(f, column.column, channel), start)
-            there = f.element("%out0", self.scalar, at)
-            for width, condition in self._widths(column.panel):
-                with f.when(condition):
-                    for j in range(0, width, self.lanes):
-                        name = self._writer(min(self.lanes, width - j))
-                        into = f.element(there, self.scalar, j * channel)
-                        rows = f.element(source, self.scalar, j)
-                        f.do(f"call void @{name}(ptr {into}, ptr {rows}, i64 {height})")
+    def _write(self, sums: str, column: _Column, number: Size) -> None:
+        """Writes a finished unit as (O, I, KH, KW)."""
+        f, channel = self.f, self.spec.group_inputs * self.taps
+        start, height = (
+            f.load("i64", f.element(f"@{self.symbol}_{table}", "i64", number), 8)
+            for table in ("starts", "heights")
+        )
+        at = plus(f, times(f, column.column, channel), start)
+        there = f.element("%out0", self.scalar, at)
+        for width, condition in self._widths(column.panel):
+            with f.when(condition):
+                for j in range(0, width, self.lanes):
+                    name = self._writer(min(self.lanes, width - j))
+                    into = f.element(there, self.scalar, j * channel)
+                    rows = f.element(sums, self.scalar, j)
+                    f.do(f"call void @{name}(ptr {into}, ptr {rows}, i64 {height})")
 
     def _writer(self, active: int) -> str:
         """The function that writes ``active`` output channels of a unit."""

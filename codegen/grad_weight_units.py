@@ -53,15 +53,25 @@ class Units:
         return max(self.heights)
 
 
-def plan_units(spec: WeightGradient, pitch: int, panel: int, target: Target) -> Units:
-    """The units for images whose rows are ``pitch`` elements apart and panels of output channels
-    of this width."""
+@dataclass(frozen=True)
+class Source:
+    """Where the input is in memory, in elements: steps from row to row and from column to column of
+    an image; channels that are neighbours, and the step from one such part to the next."""
+
+    row: int
+    column: int
+    channels: int
+    part: int
+
+
+def plan_units(spec: WeightGradient, source: Source, panel: int, target: Target) -> Units:
+    """The units for panels of output channels of this width."""
     vectors = panel // target.lanes(spec.dtype)
     tallest = register_rows(target)[vectors]
     panels = spec.groups * -(-spec.group_outputs // panel)
     channels, (kernel_rows, kernel_columns) = spec.group_inputs, spec.kernel
-    across = [kw * spec.dilation[1] * spec.inputs for kw in range(kernel_columns)]
-    taps = [kh * spec.dilation[0] * pitch + at for kh in range(kernel_rows) for at in across]
+    across = [kw * spec.dilation[1] * source.column for kw in range(kernel_columns)]
+    taps = [kh * spec.dilation[0] * source.row + at for kh in range(kernel_rows) for at in across]
     count = channels * len(taps)
     if channels < tallest and count * vectors * 4 <= _TILES:
         offsets = [i + tap for i in range(channels) for tap in taps]
@@ -70,14 +80,16 @@ def plan_units(spec: WeightGradient, pitch: int, panel: int, target: Target) -> 
         offsets = [i + tap for i in range(channels) for tap in taps]
         heights = even_chunks(kernel_columns, tallest) * (channels * kernel_rows)
         return _units(offsets, heights)
-    heights = _chunks(channels, tallest, vectors, panels)
-    units = _units(range(channels), heights)
+    parts = -(-channels // source.channels)
+    in_part = _chunks(min(channels, source.channels), tallest, vectors, panels * parts)
+    units = _units([k * source.part + i for k in range(parts) for i in range(sum(in_part))],
+                   in_part * parts)  # fmt: skip
     return replace(
         units,
         tiles=len(taps),
         starts=tuple(a * len(taps) for a in units.starts),
-        heights=tuple(h * len(taps) for h in heights),
-        origins=tuple(a + tap for a in units.starts for tap in taps),
+        heights=tuple(h * len(taps) for h in units.heights),
+        origins=tuple(a + tap for a in units.origins for tap in taps),
     )
 
 

@@ -4,12 +4,12 @@
 ``M = V^T U`` of transformed inputs V (tiles, input channels) and gradients U (tiles, output
 channels), whose reduction runs over the tiles of all images.
 
-The result is divided into units of some input channels by a panel of output channels. A thread takes
-a line of units that share a panel and goes over all tiles, block by block: it transforms the block's
-gradients, then the inputs of one unit after the other, and adds their products to M. Blocks are
-small enough for U and V to stay in the second level cache. M is in the thread's private memory until
-it is complete; only the weight's gradient leaves it. No image is padded: a tile at the border reads
-zeros through pointers to a line of zeros.
+The result is divided into units of some input channels by a panel of output channels. A thread
+takes a line of units that share a panel and goes over all tiles, block by block: it transforms the
+gradients of the block, then the inputs of one unit after the other, and adds their products to M.
+Blocks are small enough for U and V to stay in the second level cache. M is in the thread's private
+memory until it is complete; only the weight's gradient leaves it. No image is padded: a tile at the
+border reads zeros through pointers to a line of zeros.
 """
 
 from __future__ import annotations
@@ -195,8 +195,8 @@ class _Writer:
         vectors = -(-width // self.lanes)
         tail = width - (vectors - 1) * self.lanes
         self._transform(
-            f"gradients_{width}", _transposed(OUTPUT[self.tile]), self.g_places, (self.u, self.u_step),
-            (self.panel, vectors, tail), column, count,
+            f"gradients_{width}", _transposed(OUTPUT[self.tile]), self.g_places,
+            (self.u, self.u_step), (self.panel, vectors, tail), column, count,
         )  # fmt: skip
 
     def _inputs(self, channel: Size, count: Size) -> None:
