@@ -24,9 +24,8 @@ from .emitter import Lane, VectorEmitter, scalar_type
 from .target import Target
 from .text import Function, Loop
 
-# Multiply-adds in the body of the innermost loop; above that LLVM gets slow and gains nothing.
+# Multiply-adds in a row, without a loop. In longer rows LLVM moves so many loads up that it spills.
 _UNROLLED = 48
-_STRAIGHT = 128
 # A reduction of more steps than this is summed in blocks of a number of steps in this range.
 LONGEST_SUM = 512
 _BLOCK_STEPS = (128, 384)
@@ -190,7 +189,7 @@ class _Product:
         self.fma = e.intrinsic("fma", tile.dtype)
         self.work = tile.rows * tile.vectors
         # The scheduler for AArch64 moves loads up until it spills; smaller blocks stop it.
-        self.straightest = _STRAIGHT if tile.lanes * self.size > 16 else _STRAIGHT // 2
+        self.straightest = _UNROLLED if tile.lanes * self.size > 16 else _UNROLLED // 2
         f.declare(f"declare {self.kind} @{self.fma}({', '.join([self.kind] * 3)})")
 
     def in_blocks(self, start: list[str]) -> list[str]:
