@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from .codegen import winograd
+from .codegen import winograd, winograd_grad_weight
 from .codegen.packing import choose_panel
 from .codegen.program import emit_program
 from .codegen.target import Target, host
@@ -275,9 +275,16 @@ def _pack(
 ) -> Graph:
     tiles = ACCURACIES[options.accuracy]
 
-    def tile(inputs: int, outputs: int, size: tuple[int, int], dtype: DType) -> int:
-        fast = (t for t in tiles if winograd.is_faster(inputs, outputs, size, dtype, target, t))
-        return next(fast, 0)
+    def first_fast(is_faster: Callable[..., bool]) -> Callable[..., int]:
+        """The first of the tiles that beats the direct sum, or 0."""
+
+        def tile(inputs: int, outputs: int, size: tuple[int, int], dtype: DType) -> int:
+            fast = (t for t in tiles if is_faster(inputs, outputs, size, dtype, target, t))
+            return next(fast, 0)
+
+        return tile
+
+    tile = first_fast(winograd.is_faster)
 
     choices = None
     if options.tune:
@@ -285,7 +292,12 @@ def _pack(
 
         choices = tune(graph, made.batch, Rules(target, tile, tiles), ledger)
     return pack_weights(
-        graph, lambda n, dtype: choose_panel(n, target, dtype), ledger, tile, choices
+        graph,
+        lambda n, dtype: choose_panel(n, target, dtype),
+        ledger,
+        tile,
+        choices,
+        first_fast(winograd_grad_weight.is_faster),
     )
 
 

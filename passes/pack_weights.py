@@ -10,9 +10,11 @@ After::
     %y: f32[N,10] = linear_packed(%x, %y_packed, %b) {out_features=10, panel=16}
 
 The same inside of ``contraction`` regions. Where ``choose_tile`` says so, a 3x3 convolution of
-stride 1 becomes ``conv2d_winograd`` on a weight from ``pack_winograd``. A pack of a parameter is a
+stride 1 becomes ``conv2d_winograd`` on a weight from ``pack_winograd``; the gradient of its weight,
+which reads none, becomes ``conv2d_grad_weight_winograd`` by ``choose_gradient_tile``. A pack of a parameter is a
 function of state alone: in inference the runtime computes it when a parameter changes; a training
-step computes it once per step. Two users of one weight in one form share its pack. Code P101.
+step computes it once per step. Two users of one weight in one form share its pack. Code P101; P102
+for the gradients of weights.
 
 Skips: convolutions that are not channels-last, which have no packed kernel; a region whose weight
 has another use inside of it; weights of symbolic size; Winograd for strides, dilations, groups and
@@ -61,12 +63,16 @@ def pack_weights(
     ledger: Ledger | None = None,
     choose_tile: ChooseTile | None = None,
     choices: Mapping[str, Choice] | None = None,
+    choose_gradient_tile: ChooseTile | None = None,
 ) -> Graph:
     """The graph with packed operands for linear and convolution kernels.
 
-    ``choices``, by the name of a node of the graph, overrule the two functions.
+    ``choices``, by the name of a node of the graph, overrule the first two functions.
     """
-    packer = _Packer(choose_panel, choose_tile or _direct, ledger, dict(choices or {}))
+    packer = _Packer(
+        choose_panel, choose_tile or _direct, choose_gradient_tile or _direct, ledger,
+        dict(choices or {}),
+    )  # fmt: skip
     return rebuild(graph, packer.emit)
 
 
@@ -117,11 +123,15 @@ def _winograd_size(anchor: Node, shape: tuple[Any, ...]) -> tuple[int, ...]:
         return ()
     if anchor.op == "conv2d_grad_input" and max(map(max, anchor.attrs["padding"])) > 2:
         return ()
-    plain = (anchor.attrs["stride"], anchor.attrs["dilation"], anchor.attrs["groups"])
-    size = anchor.type.shape[1:3]
+    return _plain_size(anchor, anchor.type.shape[1:3])
+
+
+def _plain_size(node: Node, size: tuple[Any, ...]) -> tuple[int, ...]:
+    """``size`` if a convolution of this many outputs has stride 1, one group and no dilation."""
+    plain = (node.attrs["stride"], node.attrs["dilation"], node.attrs["groups"])
     if plain != ((1, 1), (1, 1), 1) or not all(isinstance(d, int) and d > 0 for d in size):
         return ()
-    return tuple(int(d) for d in size)  # type: ignore[arg-type]
+    return tuple(int(d) for d in size)
 
 
 def _direct(inputs: int, outputs: int, size: tuple[int, int], dtype: DType) -> int:
@@ -143,11 +153,14 @@ class _Form:
 class _Packer:
     choose_panel: ChoosePanel
     choose_tile: ChooseTile
+    choose_gradient_tile: ChooseTile
     ledger: Ledger | None
     choices: dict[str, Choice]
     packs: dict[tuple[Any, ...], Value] = field(default_factory=dict)
 
     def emit(self, new: Graph, node: Node, operands: list[Value]) -> tuple[Value, ...] | None:
+        if node.op == "conv2d_grad_weight":
+            return self._weight_gradient(new, node, operands)
         found = _anchor(node)
         if found is None:
             return None
@@ -162,6 +175,28 @@ class _Packer:
         kind = new.type(operands[weight])
         packed = _packed_body(node.attrs["body"], anchor, form, kind)
         return add_like(new, node, "fused", operands, kind="contraction", body=packed)
+
+    def _weight_gradient(
+        self, new: Graph, node: Node, operands: list[Value]
+    ) -> tuple[Value, ...] | None:
+        """By Winograd's algorithm, or None for the direct sum."""
+        attrs, shape = node.attrs, new.type(operands[0]).shape
+        if attrs["layout"] != "NHWC" or tuple(attrs["kernel_size"]) != (3, 3):
+            return None
+        size = _plain_size(node, shape[1:3])
+        channels = new.type(operands[1]).shape[3], shape[3]
+        if not size or not all(isinstance(c, int) for c in channels):
+            return None
+        inputs, outputs = (int(c) for c in channels)  # type: ignore[arg-type]
+        dtype = node.type.dtype
+        tile = self.choose_gradient_tile(inputs, outputs, (size[0], size[1]), dtype)
+        if not tile:
+            return None
+        if self.ledger is not None:
+            text = f"%{node.name} is computed by Winograd's algorithm, F({tile}x{tile}, 3x3)"
+            self.ledger.did(NAME, "P102", node, text)
+        how = {"tile": tile, "padding": attrs["padding"], "layout": attrs["layout"]}
+        return add_like(new, node, "conv2d_grad_weight_winograd", operands, **how)
 
     def _pack(self, new: Graph, node: Node, weight: Value, form: _Form) -> Value:
         key = (weight, form.pack, tuple(sorted(form.pack_attrs.items())))
