@@ -15,6 +15,7 @@ border reads zeros through pointers to a line of zeros.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 
 from ..ir.ops.winograd import INPUT, KERNEL, OUTPUT, WEIGHT
@@ -273,26 +274,46 @@ class _Writer:
         with f.loop("%count") as tile:
             pointers = f.element("%pointers", "ptr", times(f, tile.index, side * side))
             result = f.element("%result", self.scalar, times(f, tile.index, pitch))
-            for j in range(vectors):
-                here = f.element(result, self.scalar, j * self.lanes)
-                active = tail if j == vectors - 1 else self.lanes
-
-                def load(row: int, column: int, j: int = j, active: int = active) -> Lane:
-                    at = f.element(pointers, "ptr", row * side + column)
-                    pixel = f.load("ptr", at, _POINTER)
-                    channel = plus(f, "%channel", j * self.lanes)
-                    address = f.element(pixel, self.scalar, channel)
-                    if active < self.lanes:
-                        return e.load_masked(address, dtype, tail_mask(self.lanes, active))
-                    return e.load(address, dtype)
-
-                def store(row: int, values: list[Lane], here: str = here) -> None:
-                    for column, value in enumerate(values):
-                        at = (row * self.size + column) * step
-                        e.store(value, f.element(here, self.scalar, at))
-
-                transform_2d(e, matrix, matrix, rows, load, store)
+            with f.loop(vectors - (tail < self.lanes)) as vector:
+                at = times(f, vector.index, self.lanes)
+                self._transform_vector(e, matrix, rows, (pointers, result), at, step, self.lanes)
+            if tail < self.lanes:
+                at = (vectors - 1) * self.lanes
+                self._transform_vector(e, matrix, rows, (pointers, result), at, step, tail)
         return f
+
+    def _transform_vector(
+        self,
+        e: VectorEmitter,
+        matrix: Matrix,
+        rows: range,
+        ends: tuple[str, str],
+        at: Size,
+        step: int,
+        active: int,
+    ) -> None:
+        """Transforms the ``active`` channels from ``at`` on of the tile whose pixels ``ends`` says,
+        and where its result begins."""
+        f, dtype = e.fn, self.spec.dtype
+        pointers, result = ends
+        result = f.element(result, self.scalar, at)
+
+        def load(row: int, column: int) -> Lane:
+            pixel = f.element(pointers, "ptr", row * len(matrix[0]) + column)
+            channel = plus(f, "%channel", at)
+            address = f.element(f.load("ptr", pixel, _POINTER), self.scalar, channel)
+            if active < self.lanes:
+                return e.load_masked(address, dtype, tail_mask(self.lanes, active))
+            return e.load(address, dtype)
+
+        def store(row: int, values: list[Lane]) -> None:
+            for column, value in enumerate(values):
+                e.store(value, f.element(result, self.scalar, (row * self.size + column) * step))
+
+        with ExitStack() as stack:
+            if self.target.registers < 32:  # none is left for the factors of 4 x 4 tiles
+                e = stack.enter_context(e.constants_in_memory(dtype))
+            transform_2d(e, matrix, matrix, rows, load, store)
 
     # -- products
 

@@ -11,10 +11,10 @@ After::
 
 The same inside of ``contraction`` regions. Where ``choose_tile`` says so, a 3x3 convolution of
 stride 1 becomes ``conv2d_winograd`` on a weight from ``pack_winograd``; the gradient of its weight,
-which reads none, becomes ``conv2d_grad_weight_winograd`` by ``choose_gradient_tile``. A pack of a parameter is a
-function of state alone: in inference the runtime computes it when a parameter changes; a training
-step computes it once per step. Two users of one weight in one form share its pack. Code P101; P102
-for the gradients of weights.
+which reads none, becomes ``conv2d_grad_weight_winograd`` where ``choose_gradient_tile`` says so. A
+pack of a parameter is a function of state alone: in inference the runtime computes it when a
+parameter changes; a training step computes it once per step. Two users of one weight in one form
+share its pack. Code P101; P102 for the gradients of weights.
 
 Skips: convolutions that are not channels-last, which have no packed kernel; a region whose weight
 has another use inside of it; weights of symbolic size; Winograd for strides, dilations, groups and

@@ -137,3 +137,39 @@ def test_the_choice_of_winograd_sees_channels_and_output_size(new_net: Any) -> N
 
     pack_weights(net.done(out=y), lambda columns, dtype: 8, None, choose)
     assert seen == [(4, 6, (7, 6), float64)]
+
+
+GRADIENTS: list[tuple[dict[str, Any], bool]] = [*WINOGRAD, ({"padding": ((3, 0), (1, 1))}, True)]
+
+
+@pytest.mark.parametrize(("options", "fires"), GRADIENTS, ids=str)
+def test_winograd_takes_weight_gradients_of_plain_3x3_convolutions_only(
+    new_net: Any, assert_same: Any, ops: Any, options: dict[str, Any], fires: bool
+) -> None:
+    net = new_net(float64)
+    y = net.conv(net.input("x", N, 7, 6, 4), 6, "conv", layout="NHWC", **options)
+    graph = differentiate(net.done(out=y), {"conv_weight"})
+    ledger = Ledger()
+    after = pack_weights(
+        graph, lambda columns, dtype: 8, ledger, choose_gradient_tile=lambda *geometry: 2
+    )
+    assert ops(after).count("conv2d_grad_weight_winograd") == fires
+    assert ops(after).count("conv2d_grad_weight") == 1 - fires
+    assert [e.code for e in ledger.entries].count("P102") == fires
+    assert_same(graph, after, 1e-12)
+
+
+def test_the_choice_for_a_weight_gradient_sees_channels_and_the_size_of_the_gradient(
+    new_net: Any,
+) -> None:
+    net = new_net(float64)
+    y = net.conv(net.input("x", N, 9, 8, 4), 6, "conv", layout="NHWC", padding=((0, 0), (0, 0)))
+    seen: list[tuple[Any, ...]] = []
+
+    def choose(*geometry: Any) -> int:
+        seen.append(geometry)
+        return 0
+
+    graph = differentiate(net.done(out=y), {"conv_weight"})
+    pack_weights(graph, lambda columns, dtype: 8, choose_gradient_tile=choose)
+    assert seen == [(4, 6, (7, 6), float64)]
