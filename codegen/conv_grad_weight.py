@@ -38,6 +38,10 @@ _PIXELS_LARGE = 384
 # Channels that copies of images keep together: a cache line of float32, so that a tile reads lines
 # that are neighbours.
 _SPLIT = 16
+# Vectors of a row of the gradient up to which it is not packed.
+_SHORT_ROW = 8
+# Input channels so few that a thread reads much more of the gradient than of the input.
+_FEW_INPUTS = 4
 # What Winograd's form does not say, because it is always so.
 _PLAIN = {"kernel_size": (3, 3), "stride": (1, 1), "dilation": (1, 1), "groups": 1}
 
@@ -111,7 +115,7 @@ class _Writer:
         self.micro = MicroKernels(f"{self.symbol}_tile")
         self.lanes = target.lanes(spec.dtype)
         self.scalar = scalar_type(spec.dtype)
-        self.panel = choose_panel(spec.group_outputs, target, spec.dtype)
+        self.panel = self._choose_panel()
         self.panels = -(-spec.group_outputs // self.panel)
         self.taps = spec.kernel[0] * spec.kernel[1]
         self._plan_blocks()
@@ -131,13 +135,25 @@ class _Writer:
         source = Source(self.pitch, self.pixel, split or spec.inputs, self.copy.part)
         self.units: Units = plan_units(spec, source, self.panel, target)
         self.unit_elements = self.units.most_rows * self.panel
-        # A gradient whose rows are a panel is read where it is.
-        self.packed = spec.groups > 1 or spec.outputs != self.panel
+        # Short rows of a gradient are read where they are.
+        short = spec.outputs % self.lanes == 0 and spec.outputs <= _SHORT_ROW * self.lanes
+        self.packed = spec.groups > 1 or not short
+        self.g_pitch = self.panel if self.packed else spec.outputs
         self.tables: list[str] = []
         self.helpers: list[Function] = []
         self.writers: dict[int, Function] = {}
         self.image_step = 0
         self.packed_at = 0
+
+    def _choose_panel(self) -> int:
+        """Columns of a panel: those of the best register tile, but half of all where these are one
+        panel and rows are few: threads that share columns read the same gradient at the same time,
+        which is slow, and it is the most of what they read."""
+        spec = self.spec
+        panel = choose_panel(spec.group_outputs, self.target, spec.dtype)
+        vectors = panel // self.lanes
+        few = spec.groups == 1 and spec.inputs <= _FEW_INPUTS
+        return -(-vectors // 2) * self.lanes if few and spec.outputs <= panel else panel
 
     def _plan_blocks(self) -> None:
         """Pixels per block: some rows of one image, or some whole images."""
@@ -185,7 +201,9 @@ class _Writer:
                 complete = self._is_last(batch, plus(f, image.index, step), line.index)
                 with f.loop(stop, start=first, step="%run") as run:
                     column, number = self._place(run.index)
-                    b = self._pack(g, column, steps) if self.packed else g
+                    b = f.element(g, self.scalar, column.column)
+                    if self.packed:
+                        b = self._pack(g, column, steps)
                     left = minus(f, self.units.count, number)
                     f.emit(f"add nsw i64 {least(f, minus(f, stop, run.index), left)}, 0", "%run")
                     a = f.element(x, self.scalar, times(f, column.group, spec.group_inputs))
@@ -294,10 +312,10 @@ class _Writer:
         begin with 0 if ``keep`` is 0."""
         f, spec = self.f, self.spec
         epilogue = TileEpilogue((spec.dtype,), accumulate=True)
-        row = spec.out[1] * self.panel
+        row = spec.out[1] * self.g_pitch
         loops: tuple[Reduction, ...] = (
             Reduction("%count", self.advance[0] * self.pitch, row),
-            Reduction(spec.out[1], self.advance[1] * self.pixel, self.panel),
+            Reduction(spec.out[1], self.advance[1] * self.pixel, self.g_pitch),
         )
         if self.block_images > 1:
             loops = (

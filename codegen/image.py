@@ -233,7 +233,7 @@ class PaddedCopy:
         count = -(-(right - left) // self.every[1])
         if count <= 0:
             return
-        with f.loop(self.channels // self.pixel) as part, f.loop(self.height) as loop:
+        with f.loop(self.height) as loop, f.loop(self.channels // self.pixel) as part:
             at = plus(f, times(f, part.index, self.part), times(f, loop.index, self.pitch))
             into = f.element(block, scalar, plus(f, at, left * self.pixel))
             row = plus(f, start, times(f, loop.index, self.every[0]))
