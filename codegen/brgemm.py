@@ -90,10 +90,14 @@ class Tile:
         return min(count, 5) if count > 1 else 0
 
     @property
+    def steps(self) -> int | None:
+        """Length of the reduction; None if it is known at run time only."""
+        return _constant_trips(self.loops)
+
+    @property
     def blocked(self) -> bool:
         """Whether the sum is cut into blocks that are added in memory."""
-        total = _constant_trips(self.loops)
-        return total is not None and total > LONGEST_SUM
+        return self.steps is not None and self.steps > LONGEST_SUM
 
     @property
     def sums_bytes(self) -> int:

@@ -156,13 +156,20 @@ class _GemmWriter:
         the same sets: 8 ways of each are all that a cache can hold of them.
         """
         spec = self.spec
-        if spec.a_k != 1:
-            return spec.a_k * spec.dtype.itemsize >= 256 and spec.blocked
-        if not spec.blocked or (isinstance(spec.m, int) and spec.m < 16):
+        if not spec.blocked:
             return False
-        step = spec.a_row * spec.dtype.itemsize
+        if spec.a_k != 1:
+            return self._lines_held(spec.a_k) < spec.block
+        if isinstance(spec.m, int) and spec.m < 16:
+            return False
+        return self._lines_held(spec.a_row) < 64
+
+    def _lines_held(self, step: int) -> int:
+        """How many lines, ``step`` elements apart, the second level cache can hold."""
         sets = max(1, self.target.l2 // (8 * _LINE))
-        return step % _LINE == 0 and 8 * sets // math.gcd(sets, step // _LINE) < 64
+        distance = step * self.spec.dtype.itemsize
+        apart = math.gcd(sets, distance // _LINE) if distance % _LINE == 0 else 1
+        return 8 * sets // apart
 
     def _plan_a(self) -> None:
         """The steps of A, or of the copy of a block of it, an odd number of cache lines apart."""
