@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from ..ir.types import DType, TensorType
 from .brgemm import register_rows
 from .emitter import Lane, VectorEmitter, scalar_type
-from .kernel import Kernel, TaskCount, assembled, symbol_for
+from .kernel import Kernel, TaskCount, assembled, kernel_params, symbol_for
+from .sizes import least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
 
 
 # The part of a row that goes into a panel is a stream too short for the hardware to foresee.
 _ROWS_AHEAD = 16
+# Fewer panels than this are cut into pieces, so that threads get equal shares of them.
+_EVEN = 8
+_SQUARE = 16  # the most lanes of a register: pieces of so many rows have no remainders
 
 
 def choose_panel(columns: int, target: Target, dtype: DType) -> int:
@@ -289,23 +293,27 @@ def pack_conv(w: TensorType, panel: int, flip: bool, groups: int, target: Target
 def _pack_kernel(
     prefix: str, source: PanelSource, rows: int, group_elements: int, blocks: int, target: Target
 ) -> Kernel:
+    """A task is a panel of a group; few panels of plain matrices are cut into pieces."""
     symbol = symbol_for(prefix, source, group_elements, blocks, target)
-    params = [("ptr", "out0"), ("ptr", "in0"), ("ptr", "scratch"), ("ptr", "status")]
-    params += [("i64", "N"), ("i64", "begin"), ("i64", "end")]
-    f = Function(symbol, params)
+    f = Function(symbol, kernel_params(1, 1))
     kind = _scalar(source)
+    pieces, length = 1, rows
+    if source.outer == 1 and source.inner_row == 1:
+        wanted = -(-_EVEN // (source.panels * blocks))
+        length = -(-rows // (wanted * _SQUARE)) * _SQUARE
+        pieces = -(-rows // length)
+    per_group = source.panels * pieces
     with f.loop("%end", start="%begin") as task:
-        group = f.emit(f"sdiv i64 {task.index}, {source.panels}")
-        index = f.emit(f"srem i64 {task.index}, {source.panels}")
-        at = f.emit(f"mul nsw i64 {task.index}, {rows * source.panel}")
-        panel = f.element("%out0", kind, at)
-        matrix = f.element("%in0", kind, f.emit(f"mul nsw i64 {group}, {group_elements}"))
-        args = f"ptr {panel}, ptr {matrix}, i64 {index}, i64 {source.inner}"
-        f.do(f"call void @{symbol}_panel({args})")
+        group = quotient(f, task.index, per_group)
+        place = remainder(f, task.index, per_group)
+        index, piece = quotient(f, place, pieces), remainder(f, place, pieces)
+        row = times(f, piece, length)
+        count = least(f, minus(f, rows, row), length) if pieces > 1 else source.inner
+        panel = plus(f, times(f, group, source.panels), index)
+        into = plus(f, times(f, panel, rows * source.panel), times(f, row, source.panel))
+        first = plus(f, times(f, group, group_elements), times(f, row, source.row_step))
+        args = f"ptr {f.element('%out0', kind, into)}, ptr {f.element('%in0', kind, first)}"
+        f.do(f"call void @{symbol}_panel({args}, i64 {index}, i64 {count})")
     parts = pack_function(f"{symbol}_panel", source, target)
     moved = (source.columns + source.panels * source.panel) * rows * blocks * source.dtype.itemsize
-    return assembled(
-        [*parts, f],
-        TaskCount(source.panels * blocks),
-        bytes=moved,
-    )
+    return assembled([*parts, f], TaskCount(per_group * blocks), bytes=moved)
