@@ -147,7 +147,10 @@ class _GemmWriter:
         depth = spec.block * spec.dtype.itemsize * self.unit
         self.row_block = max(1, self.target.l2 // 2 // max(1, depth))
         if isinstance(spec.m, int):
-            self.row_block = min(self.row_block, max(1, -(-spec.m // self.unit)))
+            units = max(1, -(-spec.m // self.unit))
+            # Two threads compute whole rows of a gradient, and later update the same rows.
+            blocks = 2 if spec.a_k != 1 and units >= 8 else 1
+            self.row_block = min(self.row_block, -(-units // blocks))
 
     def _copies_a(self) -> bool:
         """Whether blocks of A are copied because what a tile reads falls into too few cache sets.
