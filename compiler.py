@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from .codegen import winograd
+from .codegen.gemm import is_one_block
 from .codegen.packing import choose_panel
 from .codegen.program import emit_program
 from .codegen.target import Target, host
@@ -24,7 +25,7 @@ from .frontend import trace as tracing
 from .frontend.nn.module import Module
 from .ir.graph import Graph
 from .ir.plan import Plan
-from .ir.types import DType
+from .ir.types import Dim, DType, Extent
 from .ir.verify import verify
 from .passes.apply_optimizer import Update, apply_optimizer
 from .passes.assign_layout import assign_layout
@@ -284,8 +285,12 @@ def _pack(
         from .tuning import Rules, tune
 
         choices = tune(graph, made.batch, Rules(target, tile, tiles), ledger)
+    def packs_itself(rows: Extent, depth: int, dtype: DType) -> bool:
+        count = rows.at(made.batch) if isinstance(rows, Dim) else rows
+        return is_one_block(count, depth, dtype, target)
+
     return pack_weights(
-        graph, lambda n, dtype: choose_panel(n, target, dtype), ledger, tile, choices
+        graph, lambda n, dtype: choose_panel(n, target, dtype), ledger, tile, choices, packs_itself
     )
 
 

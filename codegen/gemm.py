@@ -88,6 +88,11 @@ def gemm_kernel(
     return _GemmWriter(prefix, spec, epilogue, pointers, inputs, target).kernel()
 
 
+def is_one_block(rows: int, depth: int, dtype: DType, target: Target) -> bool:
+    """Whether so many rows of A are one block: a product then packs each panel of B once."""
+    return rows * depth * dtype.itemsize <= target.l2 // 2
+
+
 def tile_heights(unit: int, rows: int, static: bool, remainder: int) -> list[int]:
     """Heights of the tiles that cover any run of rows that starts at a multiple of ``unit``.
 

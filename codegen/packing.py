@@ -16,7 +16,6 @@ from .sizes import least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
 
-
 # The part of a row that goes into a panel is a stream too short for the hardware to foresee.
 _ROWS_AHEAD = 16
 # Fewer panels than this are cut into pieces, so that threads get equal shares of them.
