@@ -298,10 +298,10 @@ def _pack_kernel(
     kind = _scalar(source)
     pieces, length = 1, rows
     if source.outer == 1 and source.inner_row == 1:
-        wanted = -(-_EVEN // (source.panels * blocks))
-        length = -(-rows // (wanted * _SQUARE)) * _SQUARE
-        pieces = -(-rows // length)
-    per_group = source.panels * pieces
+        wanted = -(-_EVEN // max(1, source.panels * blocks))
+        length = max(1, -(-rows // (wanted * _SQUARE))) * _SQUARE  # also without any rows
+        pieces = max(1, -(-rows // length))
+    per_group = max(1, source.panels * pieces)
     with f.loop("%end", start="%begin") as task:
         group = quotient(f, task.index, per_group)
         place = remainder(f, task.index, per_group)
@@ -315,4 +315,4 @@ def _pack_kernel(
         f.do(f"call void @{symbol}_panel({args}, i64 {index}, i64 {count})")
     parts = pack_function(f"{symbol}_panel", source, target)
     moved = (source.columns + source.panels * source.panel) * rows * blocks * source.dtype.itemsize
-    return assembled([*parts, f], TaskCount(per_group * blocks), bytes=moved)
+    return assembled([*parts, f], TaskCount(source.panels * pieces * blocks), bytes=moved)

@@ -169,7 +169,7 @@ def test_packed_weights_give_the_bits_of_plain_ones(
 @pytest.mark.parametrize("dtype", [float32, float64])
 @pytest.mark.parametrize("transpose", [False, True])
 @pytest.mark.parametrize(
-    ("shape", "panel"), [((5, 7), 8), ((33, 19), 16), ((1, 1), 24), ((200, 210), 64)]
+    ("shape", "panel"), [((5, 7), 8), ((33, 19), 16), ((1, 1), 24), ((200, 210), 64), ((0, 3), 16)]
 )
 def test_packing_a_matrix(
     run: Run, shape: tuple[int, int], panel: int, transpose: bool, dtype: Any
