@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from .codegen import winograd, winograd_grad_weight
+from .codegen.gemm import is_one_block
 from .codegen.packing import choose_panel
 from .codegen.program import emit_program
 from .codegen.target import Target, host
@@ -24,7 +25,7 @@ from .frontend import trace as tracing
 from .frontend.nn.module import Module
 from .ir.graph import Graph, Value
 from .ir.plan import Plan
-from .ir.types import DType
+from .ir.types import Dim, DType, Extent
 from .ir.verify import verify
 from .passes.apply_optimizer import Update, apply_optimizer
 from .passes.assign_layout import assign_layout
@@ -307,6 +308,11 @@ def _pack(
         from .tuning import Rules, tune
 
         choices = tune(graph, made.batch, Rules(target, tile, tiles), ledger)
+
+    def packs_itself(rows: Extent, depth: int, dtype: DType) -> bool:
+        count = rows.at(made.batch) if isinstance(rows, Dim) else rows
+        return is_one_block(count, depth, dtype, target)
+
     return pack_weights(
         graph,
         lambda n, dtype: choose_panel(n, target, dtype),
@@ -314,6 +320,7 @@ def _pack(
         tile,
         choices,
         first_fast(winograd_grad_weight.is_faster),
+        packs_itself,
     )
 
 

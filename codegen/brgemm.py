@@ -90,10 +90,14 @@ class Tile:
         return min(count, 5) if count > 1 else 0
 
     @property
+    def steps(self) -> int | None:
+        """Length of the reduction; None if it is known at run time only."""
+        return _constant_trips(self.loops)
+
+    @property
     def blocked(self) -> bool:
         """Whether the sum is cut into blocks that are added in memory."""
-        total = _constant_trips(self.loops)
-        return total is not None and total > LONGEST_SUM
+        return self.steps is not None and self.steps > LONGEST_SUM
 
     @property
     def sums_bytes(self) -> int:
@@ -339,8 +343,13 @@ class _Product:
     def _unroll(self, count: int | str) -> int:
         """Iterations per trip: a power of two, or a near divisor of the count.
 
-        More than four make the scheduler for AArch64 hold so many rows of B that it spills.
+        More than four make the scheduler for AArch64 hold so many rows of B that it spills. With
+        AVX-512, two rows of B next to the largest tile leave no register for elements of A: LLVM
+        loads both first and spills sums, for some steps of A. One iteration is as fast.
         """
+        wide = self.tile.lanes * self.size == 64
+        if wide and self.work + 2 * self.tile.vectors >= 32:
+            return 1
         unroll = 1
         while 2 * unroll * self.work <= _UNROLLED and unroll < 4:
             unroll *= 2

@@ -16,6 +16,9 @@ pack of a parameter is a function of state alone: in inference the runtime compu
 parameter changes; a training step computes it once per step. Two users of one weight in one form
 share its pack. Code P101; P102 for the gradients of weights.
 
+A linear layer of few rows whose weight changes in every call packs its panels itself, next to their
+use (code P103, ``packs_itself``): a packed copy would go to memory and come back once.
+
 Skips: convolutions that are not channels-last, which have no packed kernel; a region whose weight
 has another use inside of it; weights of symbolic size; Winograd for strides, dilations, groups and
 symbolic image sizes.
@@ -28,8 +31,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..ir.graph import Graph, Node, Value
-from ..ir.types import DType
+from ..ir.types import DType, Extent, numel
 from .rewriting import Ledger, add_like, rebuild
+from .state import state_only
 
 NAME = "pack_weights"
 ChoosePanel = Callable[[int, DType], int]
@@ -37,6 +41,8 @@ ChoosePanel = Callable[[int, DType], int]
 ChooseTile = Callable[[int, int, tuple[int, int], DType], int]
 """``(inputs, outputs, size, dtype)``: the m of Winograd's F(m x m, 3 x 3) for such a 3x3
 convolution of stride 1 with ``size`` outputs, or 0 for the direct sum."""
+PacksItself = Callable[[Extent, int, DType], bool]
+"""``(rows, depth, dtype)``: whether a product of so many rows packs each panel only once."""
 _PACKED = ("linear", "conv2d", "conv2d_grad_input")
 
 
@@ -64,16 +70,40 @@ def pack_weights(
     choose_tile: ChooseTile | None = None,
     choices: Mapping[str, Choice] | None = None,
     choose_gradient_tile: ChooseTile | None = None,
+    packs_itself: PacksItself | None = None,
 ) -> Graph:
     """The graph with packed operands for linear and convolution kernels.
 
     ``choices``, by the name of a node of the graph, overrule the first two functions.
     """
+    left = _left(graph, packs_itself) if packs_itself is not None else set()
     packer = _Packer(
         choose_panel, choose_tile or _direct, choose_gradient_tile or _direct, ledger,
-        dict(choices or {}),
+        dict(choices or {}), left,
     )  # fmt: skip
     return rebuild(graph, packer.emit)
+
+
+def _left(graph: Graph, packs_itself: PacksItself) -> set[str]:
+    """The linear layers that pack their weights themselves: those of which nothing is prepared, and
+    that no other product could share a pack with."""
+    users: dict[Value, list[Node]] = {}
+    for node in graph.nodes:
+        found = _anchor(node)
+        if found is not None:
+            users.setdefault(node.operands[found[1]], []).append(found[0])
+    prepared = state_only(graph)
+    left = set()
+    for node in graph.nodes:
+        found = _anchor(node)
+        if found is None or found[0].op != "linear":
+            continue
+        weight = node.operands[found[1]]
+        kind, rows = graph.type(weight), numel(found[0].type.shape[:-1])
+        depth, alone = kind.shape[1], len(users[weight]) == 1 and weight.node not in prepared
+        if alone and isinstance(depth, int) and packs_itself(rows, depth, kind.dtype):
+            left.add(node.name)
+    return left
 
 
 def products(graph: Graph) -> Iterator[Product]:
@@ -156,6 +186,7 @@ class _Packer:
     choose_gradient_tile: ChooseTile
     ledger: Ledger | None
     choices: dict[str, Choice]
+    left: set[str]
     packs: dict[tuple[Any, ...], Value] = field(default_factory=dict)
 
     def emit(self, new: Graph, node: Node, operands: list[Value]) -> tuple[Value, ...] | None:
@@ -165,6 +196,11 @@ class _Packer:
         if found is None:
             return None
         anchor, weight = found
+        if node.name in self.left and node.name not in self.choices:
+            if self.ledger is not None:
+                why = f"%{node.name} packs {operands[weight]} itself: it changes in every call"
+                self.ledger.declined(NAME, "P103", node, why)
+            return None
         form = self._form(node, anchor, new.type(operands[weight]).shape)
         if form is None:
             return None
