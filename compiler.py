@@ -45,6 +45,7 @@ from .passes.recompute import recompute
 from .passes.rewriting import Ledger
 from .passes.simplify import simplify
 from .passes.split_backward import split_backward
+from .passes.split_batch_norm import split_batch_norm
 from .runtime.executable import Executable
 from .runtime.timed import Recorder
 
@@ -56,6 +57,7 @@ PASSES = (
     "eliminate_common_subexpressions",
     "eliminate_dead_code",
     "assign_layout",
+    "split_batch_norm",
     "fuse_conv_bn_relu",
     "fuse_elementwise",
     "fuse_reductions",
@@ -238,6 +240,7 @@ def lower(graph: Graph, made: Compilation, options: Options) -> Graph:
     passes: list[tuple[str, Callable[..., Graph]]] = [
         ("assign_layout", assign_layout),
         ("simplify", simplify),
+        ("split_batch_norm", split_batch_norm),
         ("fuse_conv_bn_relu", fuse_conv_bn_relu),
         ("fuse_elementwise", fuse_elementwise),
         ("fuse_reductions", fuse_reductions),
