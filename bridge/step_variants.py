@@ -13,7 +13,7 @@ from ..ir.graph import Graph
 from ..ir.types import DTYPES
 from ..passes.apply_optimizer import Update, hyper_path, state_path
 from ..passes.differentiate import GRAD
-from ..passes.numbers import number_path
+from ..passes.number_inputs import number_path
 from .gradient_buffers import GradientBuffers
 from .variant import Variant
 
@@ -22,7 +22,7 @@ Groups = Mapping[str, tuple[int, Tensor]]
 
 
 class NumberInputs:
-    """The arrays behind a program's numbers (`passes.numbers`)."""
+    """The arrays behind a program's numbers (`passes.number_inputs`)."""
 
     def __init__(self, graph: Graph) -> None:
         self._kinds = {n.attrs["path"]: n.type.dtype for n in graph.sources("input")}

@@ -26,7 +26,7 @@ from typing import Any
 from ..ir.builder import GraphBuilder
 from ..ir.graph import Graph
 from .differentiate import GRAD
-from .numbers import Numbers
+from .number_inputs import Numbers
 
 Rule = Callable[..., tuple[Any, dict[str, Any]]]
 

@@ -36,7 +36,7 @@ from ..ir.builder import GraphBuilder
 from ..ir.graph import Graph, Value
 from ..ir.types import float32, float64
 from .differentiate import GRAD
-from .numbers import Numbers
+from .number_inputs import Numbers
 
 NORM = "grad_norm"
 """The output for the norm of all gradients before they are clipped."""

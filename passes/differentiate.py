@@ -33,7 +33,7 @@ from ..ir.autodiff import input_gradients
 from ..ir.builder import GraphBuilder
 from ..ir.graph import Graph, Node, Value
 from ..ir.ops.record import GradContext, get
-from .numbers import Numbers
+from .number_inputs import Numbers
 
 GRAD = "grad:"
 

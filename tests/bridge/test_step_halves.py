@@ -134,7 +134,7 @@ def test_changing_the_trained_parameters_while_gradients_wait_is_an_error() -> N
     model, step = compiled()
     step.gradients(*batch(8, 0))
     model[0].requires_grad_(False)
-    with pytest.raises(RuntimeError, match="1 call.*frozen, thawed or exchanged.*zero_grad"):
+    with pytest.raises(RuntimeError, match=r"1 call.*frozen, thawed or exchanged.*zero_grad"):
         step.gradients(*batch(8, 1))
     step.update()  # as in PyTorch, what has a gradient is updated
     frozen = state(model)
@@ -342,5 +342,5 @@ def test_numbers_out_of_range_are_refused(options: dict[str, Any], message: str)
 
 
 def test_options_of_a_step_need_a_loss() -> None:
-    with pytest.raises(TypeError, match="accumulate.*options of a training step; give loss"):
+    with pytest.raises(TypeError, match=r"accumulate.*options of a training step; give loss"):
         nw.compile(small(), accumulate=2)  # type: ignore[call-overload]

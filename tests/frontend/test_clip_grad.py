@@ -64,7 +64,7 @@ def test_no_gradients_have_norm_zero() -> None:
 
 def test_a_norm_that_is_not_finite_spreads_or_is_refused() -> None:
     found = parameters([np.array([1.0, np.nan], np.float32), np.ones(2, np.float32)])
-    with pytest.raises(RuntimeError, match="total norm of order 2.0 .* is non-finite"):
+    with pytest.raises(RuntimeError, match=r"total norm of order 2.0 .* is non-finite"):
         nn.utils.clip_grad_norm_(found, 1.0, error_if_nonfinite=True)
     assert (found[1].grad.numpy() == 1).all()
     assert np.isnan(nn.utils.clip_grad_norm_(found, 1.0).item())
