@@ -24,33 +24,22 @@ from .variant import Variant
 _FRESH_SECONDS = 0.05
 
 
-class Shortcut:
-    """Repeats a call of ``variant`` with other data; see `shortcut_for`."""
+class Conditions:
+    """What must be as it was in the call that is repeated: the modules, the settings, and the kinds
+    of the arguments."""
 
-    def __init__(self, variant: Variant, call: Call, n: int) -> None:
-        self._structure, self._writes = structure.count, writes.count
+    def __init__(self, call: Call) -> None:
+        self._structure = structure.count
         self._settings = settings.generation
         self._threads = settings.num_threads()
         self._expires = time.perf_counter() + _FRESH_SECONDS
-        arrays = [t._array for t in call.leaves]
-        self._kinds = [(a.shape, a.dtype) for a in arrays]
-        ((name, kind),) = variant.results.items()
-        self._shape = tuple([d.coef * n if isinstance(d, Dim) else d for d in kind.shape])
-        self._dtype = kind.dtype.np
-        self._run = variant.executable.repeat(n, variant.traced.inputs, [name])
+        self._kinds = [(t._array.shape, t._array.dtype) for t in call.leaves]
 
-    @property
-    def possible(self) -> bool:
-        """Whether there is a short way at all."""
-        return self._run is not None
-
-    def __call__(self, args: tuple[object, ...]) -> Tensor | None:
-        """The result, or None if the call is not like the one before."""
+    def arrays(self, args: tuple[object, ...]) -> list[np.ndarray] | None:
+        """The arrays of the arguments, or None if a condition does not hold."""
         if (
             structure.count != self._structure
-            or writes.count != self._writes
             or settings.generation != self._settings
-            or grad_mode.is_grad_enabled()
             or dispatch.tracer is not None
             or len(args) != len(self._kinds)
         ):
@@ -71,6 +60,32 @@ class Shortcut:
             ):
                 return None
             arrays.append(array)
+        return arrays
+
+
+class Shortcut:
+    """Repeats a call of ``variant`` with other data; see `shortcut_for`."""
+
+    def __init__(self, variant: Variant, call: Call, n: int) -> None:
+        self._conditions = Conditions(call)
+        self._writes = writes.count
+        ((name, kind),) = variant.results.items()
+        self._shape = tuple([d.coef * n if isinstance(d, Dim) else d for d in kind.shape])
+        self._dtype = kind.dtype.np
+        self._run = variant.executable.repeat(n, variant.traced.inputs, [name])
+
+    @property
+    def possible(self) -> bool:
+        """Whether there is a short way at all."""
+        return self._run is not None
+
+    def __call__(self, args: tuple[object, ...]) -> Tensor | None:
+        """The result, or None if the call is not like the one before."""
+        if writes.count != self._writes or grad_mode.is_grad_enabled():
+            return None
+        arrays = self._conditions.arrays(args)
+        if arrays is None:
+            return None
         result = np.empty(self._shape, self._dtype)
         arrays.append(result)
         assert self._run is not None

@@ -127,11 +127,10 @@ class Executable:
         """A function for runs like the last one, or None if runs are not one native call.
 
         It takes the arrays for ``inputs`` and for ``outputs`` in this order, and trusts its caller:
-        that batch size, state and number of threads are those of the last `run`.
+        that batch size, state, other inputs and number of threads are those of the last `run`.
+        Raises IndexError as `run` does.
         """
         if len(self._run) != 1 or not isinstance(self._run[0], int):
-            return None
-        if any(launch.node.op in INDEXED for launch in self.program.launches):
             return None
         with self._lock:
             threads = 1 if self._short(n) else settings.num_threads()
@@ -141,12 +140,16 @@ class Executable:
         slots = [self._slots[name] for name in names]
         call = pool.caller(self._run[0], self.table_address, n, threads)
         table = (ctypes.c_uint64 * len(self._table)).from_address(self.table_address)
+        status = (ctypes.c_int64 * len(self._status)).from_address(address(self._status))
 
         def run(arrays: Sequence[np.ndarray]) -> None:
             with self._lock:
                 for slot, array in zip(slots, arrays, strict=True):
                     table[slot] = address(array)
+                status[0] = 0
                 call()
+                if status[0]:
+                    raise IndexError(self._bad_index())
 
         return run
 
