@@ -96,7 +96,12 @@ def compile(
             )
         return CompiledModule(model, options)
     if not callable(loss):
-        raise TypeError(f"compile(): loss must be callable, got {type(loss).__name__}")
+        hint = "; for several losses, write a function that adds them"
+        several = isinstance(loss, (list, tuple, dict))
+        raise TypeError(
+            "compile(): loss must be a module or a function f(output, target), got "
+            f"{type(loss).__name__}{hint if several else ''}"
+        )
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"compile(): optimizer must be a netwright.optim.Optimizer, got "
