@@ -58,13 +58,16 @@ def rows_that_count(output: Any, target: Any) -> nw.Tensor:
 Target = Callable[[int], Any]
 LOSSES: dict[str, tuple[Callable[..., nw.Tensor], Target]] = {
     "sum of two losses": (two_losses, lambda i: labels(8, i)),
-    "several targets": (three_targets, lambda i: (labels(8, i), [array(8, 1), array(8, 1, seed=i)])),
+    "several targets": (
+        three_targets,
+        lambda i: (labels(8, i), [array(8, 1), array(8, 1, seed=i)]),
+    ),
     "named targets": (named_targets, lambda i: {"y": labels(8, i), "size": array(8, 1, seed=i)}),
     "rows that count": (
         rows_that_count,
         lambda i: {"y": labels(8, i), "valid": (array(8, seed=i) > 0).astype(np.float32)},
     ),
-}  # fmt: skip
+}
 
 
 def as_tensors(value: Any) -> Any:
@@ -145,7 +148,7 @@ def test_wrong_arguments_are_named() -> None:
         step(x, y, masks=x)
     with pytest.raises(TypeError, match="too many positional arguments"):
         step(x, x, x, y)
-    with pytest.raises(TypeError, match="multiple values for argument 'mask'|unexpected keyword"):
+    with pytest.raises(TypeError, match=r"multiple values for argument 'mask'|unexpected keyword"):
         step(x, x, y, mask=x)
 
 
