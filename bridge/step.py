@@ -57,10 +57,10 @@ class CompiledStep(StepHalves):
         in_halves = self.in_halves or self._waiting is not None
         shortcut = self._shortcut
         if shortcut is not None and not in_halves and not kwargs:
-            found = shortcut(args, self.clip, self.limits)
-            if found is not None:
-                self.grad_norm = found[1] if len(found) > 1 else None
-                return found[0]
+            loss = shortcut(args, self.clip, self.limits)
+            if loss is not None:
+                self.grad_norm = shortcut.variant.grad_norm
+                return loss
         check_arguments(args)
         call = Call(args, kwargs)
         if in_halves or settings.disabled():
@@ -69,7 +69,7 @@ class CompiledStep(StepHalves):
         with uninterrupted():
             numbers = variant.numbers(self.optimizer, self.limits)
             results = variant.run(call.leaves, numbers)
-            self._updated(variant, results)
+            self._updated(variant)
         self._look_for_shortcut(variant, call)
         return dispatch.wrap(results["out"])
 

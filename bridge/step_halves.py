@@ -13,7 +13,6 @@ from ..frontend.nn.module import Module
 from ..frontend.nn.state import as_array
 from ..frontend.optim.optimizer import Optimizer
 from ..frontend.tensor import Tensor
-from ..passes.clip_gradients import NORM
 from ..runtime import settings
 from .call import Call
 from .eager_step import eager_gradients, eager_update
@@ -155,14 +154,15 @@ class StepHalves(StepSettings, StepPrograms):
 
     def _run_update(self, variant: UpdatingVariant) -> None:
         numbers = variant.numbers(self.optimizer, self.limits)
-        self._updated(variant, variant.run((), numbers))
+        variant.run((), numbers)
+        self._updated(variant)
         self.zero_grad()
 
-    def _updated(self, variant: UpdatingVariant, results: Mapping[str, np.ndarray]) -> None:
+    def _updated(self, variant: UpdatingVariant) -> None:
         """Notes what a run of a program with an update has done."""
         variant.state.committed()
         self.optimizer.advance(variant.updated, counted=True)
-        self.grad_norm = dispatch.wrap(results[NORM]) if NORM in results else None
+        self.grad_norm = variant.grad_norm
 
     def _eager_gradients(self, call: Call) -> Tensor:
         parameters = {path: p for path, (_, p) in self._trained().items()}

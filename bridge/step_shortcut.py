@@ -19,7 +19,7 @@ from ..frontend.optim.optimizer import Optimizer
 from ..frontend.random import default_generator
 from ..frontend.tensor import Tensor
 from .call import Call
-from .shortcut import Conditions
+from .shortcut import Conditions, kinds_of
 from .step_variants import UpdatingVariant
 
 
@@ -29,13 +29,15 @@ class StepShortcut:
     def __init__(
         self, variant: UpdatingVariant, call: Call, n: int, optimizer: Optimizer, clip: Clip
     ) -> None:
-        self._conditions = Conditions(call)
-        self._variant, self._clip = variant, clip
+        self._conditions = Conditions()
+        self.variant, self._clip = variant, clip
         self._optimizer = _Snapshot(optimizer, variant)
         self._streams = variant.traced.random_streams
-        inputs = [*variant.traced.inputs, *(["rng"] if self._streams else [])]
-        self._dtypes = [kind.dtype.np for kind in variant.results.values()]
-        self._run = variant.executable.repeat(n, inputs, list(variant.results))
+        inputs = kinds_of(variant, call)
+        if self._streams:
+            inputs.append(("rng", (2,), np.dtype(np.int64)))
+        loss = variant.results["out"].dtype.np
+        self._run = variant.executable.repeat(n, inputs, ("out", (), loss))
 
     @property
     def possible(self) -> bool:
@@ -44,29 +46,33 @@ class StepShortcut:
 
     def __call__(
         self, args: tuple[object, ...], clip: Clip, limits: Mapping[str, float]
-    ) -> list[Tensor] | None:
-        """The results (the loss comes first), or None if the call is not like the one before."""
-        if clip is not self._clip:
-            return None
-        arrays = self._conditions.arrays(args)
-        variant, optimizer = self._variant, self._optimizer.optimizer
-        if arrays is None or not self._optimizer.holds() or not variant.state.bound():
+    ) -> Tensor | None:
+        """The loss, or None if the call is not like the one before."""
+        variant, optimizer = self.variant, self._optimizer.optimizer
+        if (
+            clip is not self._clip
+            or self._run is None
+            or not self._conditions.hold()
+            or not self._optimizer.holds()
+            or not variant.state.bound()
+        ):
             return None
         variant.set_numbers(optimizer, limits)
+        arrays = [a._array if isinstance(a, Tensor) else a for a in args]
         if self._streams:
             arrays.append(default_generator.next_key(self._streams))
-        results = [np.empty((), dtype) for dtype in self._dtypes]
-        arrays += results
-        assert self._run is not None
         optimizer.advance((), counted=True)
         # Weights and counts change in one native call. Other programs learn of it before that, too:
         # Ctrl-C may come between the call and the line after it.
         variant.state.committed()
         try:
-            self._run(arrays)
+            loss = self._run(arrays)
         finally:
             variant.state.committed()
-        return [dispatch.wrap(result) for result in results]
+        if loss is None:  # other arguments: nothing has run
+            default_generator.give_back(self._streams)
+            return None
+        return dispatch.wrap(loss)
 
 
 class _Snapshot:

@@ -7,15 +7,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..compiler import SCALE, Compilation
+from ..frontend import dispatch
 from ..frontend.optim.optimizer import Optimizer
 from ..frontend.tensor import Tensor
 from ..ir.graph import Graph
 from ..ir.types import DTYPES
 from ..passes.apply_optimizer import Update, hyper_path, state_path, steps_path
+from ..passes.clip_gradients import NORM
 from ..passes.differentiate import GRAD
 from ..passes.number_inputs import number_path
 from .gradient_buffers import GradientBuffers
-from .variant import Variant
+from .variant import Variant, empty
 
 Groups = Mapping[str, tuple[int, Tensor]]
 """Of trained parameters, by path: the group in the optimizer, and the tensor."""
@@ -76,6 +78,16 @@ class UpdatingVariant(Variant):
         super().__init__(made, {**extra, **(buffers.tensors if buffers else {})})
         self.leaders = {u.group: groups[u.path][1] for u in reversed(used)}
         self.number_inputs = NumberInputs(graph)
+        # Of all results but the loss there is one array, which every run overwrites.
+        self._kept = {k: empty(t, 1) for k, t in self.results.items() if k != "out"}
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """The norm that the last run has limited, None if it limits none."""
+        return dispatch.wrap(self._kept[NORM].copy()) if NORM in self._kept else None
+
+    def outputs(self, n: int) -> dict[str, np.ndarray]:
+        return {**super().outputs(n), **self._kept}
 
     def numbers(
         self, optimizer: Optimizer, limits: Mapping[str, float]
