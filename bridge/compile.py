@@ -30,6 +30,9 @@ def compile(
     *,
     loss: Callable[..., Any],
     optimizer: Optimizer,
+    accumulate: int = 1,
+    clip_grad_norm: float | None = None,
+    clip_grad_value: float | None = None,
     strict: bool = False,
     dynamic: bool = True,
     tune: bool = False,
@@ -43,6 +46,9 @@ def compile(
     *,
     loss: Callable[..., Any] | None = None,
     optimizer: Optimizer | None = None,
+    accumulate: int = 1,
+    clip_grad_norm: float | None = None,
+    clip_grad_value: float | None = None,
     strict: bool = False,
     dynamic: bool = True,
     tune: bool = False,
@@ -55,6 +61,10 @@ def compile(
     training under autograd. With ``loss`` (a module or ``f(output, target)``) and ``optimizer``:
     ``step(x, target)``, one native call for forward, backward and update.
 
+    accumulate: an update follows every so many calls of a step, from the gradients of the mean of
+    their losses. clip_grad_norm, clip_grad_value: limits of the gradients' norm (over all that the
+    step trains) and of their elements, applied before the update. These three are attributes of
+    the step as well and may change between calls.
     strict: never change the program's meaning (keeps a softmax before CrossEntropyLoss).
     dynamic: the leading dimension is symbolic, so another batch size compiles nothing.
     tune: times the few ways to compute each layer on this machine, at the first call's batch size,
@@ -62,7 +72,8 @@ def compile(
     accuracy: ``"relaxed"`` allows algorithms whose rounding errors are some ten times larger
     (Winograd's F(4x4, 3x3)); the relative error of a network stays around 1e-5.
     passes: switches passes off by name, ``{"fuse_conv_bn_relu": False}``.
-    Raises TypeError for something else than a module, ValueError for unknown passes or accuracies.
+    Raises TypeError for something else than a module, and for options of a step without a loss;
+    ValueError for unknown passes or accuracies, and for numbers out of range.
     """
     if not isinstance(model, Module):
         raise TypeError(
@@ -78,6 +89,11 @@ def compile(
             f"compile(): a training step needs loss and optimizer; {missing} is missing"
         )
     if loss is None or optimizer is None:
+        if (accumulate, clip_grad_norm, clip_grad_value) != (1, None, None):
+            raise TypeError(
+                "compile(): accumulate, clip_grad_norm and clip_grad_value are options of a "
+                "training step; give loss and optimizer, too"
+            )
         return CompiledModule(model, options)
     if not callable(loss):
         raise TypeError(f"compile(): loss must be callable, got {type(loss).__name__}")
@@ -86,4 +102,6 @@ def compile(
             f"compile(): optimizer must be a netwright.optim.Optimizer, got "
             f"{type(optimizer).__name__}"
         )
-    return CompiledStep(model, loss, optimizer, options)
+    return CompiledStep(
+        model, loss, optimizer, options, accumulate, clip_grad_norm, clip_grad_value
+    )

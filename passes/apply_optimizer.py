@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ir.builder import GraphBuilder
-from ..ir.graph import Graph, Value
-from ..ir.types import DType, TensorType
+from ..ir.graph import Graph
 from .differentiate import GRAD
+from .number_inputs import Numbers
 
 Rule = Callable[..., tuple[Any, dict[str, Any]]]
 
@@ -62,14 +62,16 @@ def apply_optimizer(graph: Graph, updates: Sequence[Update]) -> Graph:
     new = graph.copy()
     builder = GraphBuilder(new)
     parameters = {n.attrs["path"]: n for n in new.sources("parameter")}
-    numbers: dict[tuple[str, DType], Value] = {}
+    numbers = Numbers(new)
     for update in updates:
         grad = new.outputs.get(GRAD + update.path)
         if grad is None:
             continue
         node = parameters[update.path]
         builder.source = node.source
-        hyper = {h: _number(new, update.group, h, node.type, numbers) for h in update.hyper}
+        hyper = {
+            h: numbers.get(hyper_path(update.group, h), h, node.type.dtype) for h in update.hyper
+        }
         state = {
             s: new.add(
                 "buffer",
@@ -86,18 +88,3 @@ def apply_optimizer(graph: Graph, updates: Sequence[Update]) -> Graph:
             new.updates[state_path(update.path, name)] = result
     new.outputs = {k: v for k, v in new.outputs.items() if not k.startswith(GRAD)}
     return new
-
-
-def _number(
-    graph: Graph, group: int, name: str, like: TensorType, known: dict[tuple[str, DType], Value]
-) -> Value:
-    path = hyper_path(group, name)
-    key = (path, like.dtype)
-    if key not in known:
-        known[key] = graph.add(
-            "input",
-            name=name,
-            path=path if like.dtype.short == "f32" else f"{path}.{like.dtype.short}",
-            type=TensorType(like.dtype, ()),
-        )
-    return known[key]
