@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import model_file
-from .failure import INTERRUPTED, Failure, Misuse
+from .failure import Failure, Misuse
 from .training import checkpoint, data, history, settings
 from .training.interruption import watched
-from .training.team import Alone
+from .training.team import Alone, join
 
 if TYPE_CHECKING:
     from .training.loop import Training
@@ -34,6 +34,11 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--out", metavar="DIR", type=Path, help="where the results go (runs/MODEL)")
     parser.add_argument(
         "--resume", action="store_true", help="continue the run whose checkpoint is in DIR"
+    )
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="one of several processes that mpirun has started; --batch-size is that of each",
     )
     parser.add_argument("--json", action="store_true", help="print the history as JSON")
     parser.set_defaults(run=run)
@@ -55,19 +60,30 @@ def run(options: argparse.Namespace) -> int:
 
     if options.threads is not None:
         set_num_threads(options.threads)
+    team = join(options.distributed)
+    with team.failing_together():
+        return train(options, team)
+
+
+def train(options: argparse.Namespace, team: Alone) -> int:
+    """Trains and, on rank 0, prints; returns the exit code."""
     name = options.model.rpartition(":")[2]
     folder = options.out or Path("runs", name)
-    training = prepare(options, folder, Alone())
+    training = prepare(options, folder, team)
     with watched() as interruption:
         finished = training.run(interruption)
+    signal = 0 if finished else team.largest(interruption.signal)
     if not finished:
-        print(
-            f"{folder / checkpoint.CHECKPOINT} is written; to continue: "
-            f"netwright train {options.model} --out {folder} --resume"
-        )
-        return 128 + interruption.signal if interruption.signal else INTERRUPTED
-    problem = history.draw(folder, name, training.epochs, np.array(training.losses))
-    print(report(training, options.json, problem))
+        if not team.rank:
+            distributed = " --distributed" if options.distributed else ""
+            print(
+                f"{folder / checkpoint.CHECKPOINT} is written; to continue: "
+                f"netwright train {options.model} --out {folder}{distributed} --resume"
+            )
+        return 128 + signal
+    if not team.rank:
+        problem = history.draw(folder, name, training.epochs, np.array(training.losses))
+        print(report(training, options.json, problem))
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +79,8 @@ class Training:
             self._check_fits(saved)
             checkpoint.load_weights(model, saved, folder)
         self.schedule = make_schedule(self.optimizer, settings, self.steps_per_epoch)
-        self.step = compile_model(model.train(), loss=self.criterion, optimizer=self.optimizer)
+        step = compile_model(model.train(), loss=self.criterion, optimizer=self.optimizer)
+        self.step = team.shared(step)
         self.epochs: list[Epoch] = []
         self.losses: list[float] = []
         self.done = 0
@@ -88,6 +89,8 @@ class Training:
         self._first_step = True
         if saved is not None:
             self._restore(saved)
+        elif team.rank:  # weights and data are those of rank 0; dropout and augmentation are not
+            checkpoint.seed(settings.seed + team.rank)
 
     @property
     def epoch(self) -> int:
@@ -100,7 +103,8 @@ class Training:
         Either way, checkpoint and history are written.
         """
         while self.epoch < self.settings.epochs:
-            bar = Progress(f"epoch {self.epoch + 1}/{self.settings.epochs}", self.steps_per_epoch)
+            label = f"epoch {self.epoch + 1}/{self.settings.epochs}"
+            bar = Progress(label, self.steps_per_epoch, self.team.progress_stream())
             ended = self._train(interruption, bar)
             tested = self._test(interruption) if ended else None
             if tested is None:
@@ -121,7 +125,7 @@ class Training:
         bar.update(self.done, "compiling" if self._first_step else "")
         loader = DataLoader(self.data.train, batch_sampler=self._batches()[self.done :])
         start = time.perf_counter()
-        for batch in self._read(loader, interruption):
+        for batch in self._read(loader, lambda: self.team.largest(interruption.signal)):
             with user_code("a training step", self.file):
                 loss = self.step(*batch).item()
             self.schedule.step()
@@ -156,7 +160,9 @@ class Training:
         batches = [list(mine[i : i + _TEST_BATCH]) for i in range(0, len(mine), _TEST_BATCH)]
         loader = DataLoader(self.data.test, batch_sampler=batches)
         loss = samples = right = judged = 0.0
-        for batch in self._read(loader, interruption):
+        self.team.agree_on_buffers(self.step)
+        # The ranks may have different numbers of batches, so they do not ask each other here.
+        for batch in self._read(loader, lambda: interruption.signal):
             *inputs, target = batch
             with user_code("the test", self.file), no_grad():
                 output = self.step.predict(*inputs)
@@ -271,12 +277,12 @@ class Training:
         rate *= self.team.size
         return f"loss {loss:.4f}  {rate:,.0f} samples/s  ETA {_clock(seconds)}"
 
-    def _read(self, loader: DataLoader, interruption: Interruption) -> Iterator[list[Tensor]]:
-        """The loader's batches until somebody interrupts; no further one is read then, since
-        that may draw random numbers."""
+    def _read(self, loader: DataLoader, stop: Callable[[], int]) -> Iterator[list[Tensor]]:
+        """The loader's batches until ``stop()``; no further one is read then, since that may draw
+        random numbers."""
         batches = iter(loader)
         for _ in range(len(loader)):
-            if self.team.largest(interruption.signal):
+            if stop():
                 return
             with user_code("reading the data", self.data.file or self.file):
                 batch = next(batches)
