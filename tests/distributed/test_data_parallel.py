@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,16 @@ def test_two_processes_train_like_one_with_the_double_batch(
         assert f"after {STEPS} updates the parameter '3.bias' of rank 1" in found["changed"]
         assert "ranks 0 and 1 have different models" in found["different"]
         assert "initialize the default process group twice" in found["twice"]
+
+
+def test_the_program_of_the_docs_runs(mpirun: Any) -> None:
+    page = Path(nw.__file__).parent / "docs" / "distributed.md"
+    (block,) = re.findall(r"^```py\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    Path("program.py").write_text(block)
+    done = mpirun("program.py")
+    assert done.returncode == 0, done.stderr
+    lines = re.findall(r"epoch (\d): loss 0\.\d{4}, parameters [0-9a-f]{8}", done.stdout)
+    assert lines == ["1", "2"]
 
 
 def test_something_else_than_a_compiled_step_is_refused() -> None:

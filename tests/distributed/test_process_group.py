@@ -65,7 +65,7 @@ def test_before_it_is_initialised_there_is_no_rank() -> None:
 
 
 def test_other_backends_are_unsupported() -> None:
-    with pytest.raises(UnsupportedError, match="backend='nccl'.*only 'mpi'"):
+    with pytest.raises(UnsupportedError, match=r"backend='nccl'.*only 'mpi'"):
         distributed.init_process_group("nccl")
 
 
