@@ -66,6 +66,6 @@ def _leave_together() -> None:
     if _group is None:
         return
     try:
-        _group.wait([_group.comm.Ibarrier()], "the end of the program")
+        _group.wait([_group.farewell.Ibarrier()], "the end of the program")
     except RuntimeError as error:
         abort(1, f"has ended before the others ({error})")

@@ -24,10 +24,14 @@ _PAUSE_SECONDS = 5e-5
 
 @dataclass(frozen=True)
 class Group:
-    """A communicator of netwright's own. timeout: seconds that one may wait for the others."""
+    """Communicators of netwright's own. timeout: seconds that one may wait for the others.
+
+    farewell: for the end of the program, so that who has left is not taken for who takes part.
+    """
 
     mpi: Any
     comm: MPI.Intracomm
+    farewell: MPI.Intracomm
     rank: int
     size: int
     timeout: float
@@ -80,12 +84,12 @@ def init_process_group(backend: str = "mpi", timeout: timedelta | float = TIMEOU
         raise UnsupportedError(f"init_process_group(backend={backend!r}): only 'mpi' is supported")
     if _group is not None:
         raise RuntimeError("trying to initialize the default process group twice!")
-    mpi = _mpi()
-    comm = mpi.COMM_WORLD.Dup()
     seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else float(timeout)
     if not seconds > 0:
         raise ValueError(f"init_process_group(timeout={timeout!r}): expected a time above 0")
-    _group = Group(mpi, comm, comm.Get_rank(), comm.Get_size(), seconds)
+    mpi = _mpi()
+    comm = mpi.COMM_WORLD.Dup()
+    _group = Group(mpi, comm, comm.Dup(), comm.Get_rank(), comm.Get_size(), seconds)
     world.enter(world.World(_group.rank, _group.size))
     if _group.size > 1:
         failure.watch(_group)
@@ -98,6 +102,7 @@ def destroy_process_group() -> None:
     if _group is not None:
         failure.unwatch()
         _group.comm.Free()
+        _group.farewell.Free()
     _group = None
     world.enter(None)
 
