@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..bridge.interrupts import uninterrupted
 from ..frontend.tensor import Tensor
 from .agreement import check_equal, check_same_model
 from .averaging import Averaging
@@ -68,20 +69,23 @@ class DataParallel:
             self.sync_buffers()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        """A step; the arguments are those of the compiled step."""
-        if self.broadcast_buffers:
-            self.sync_buffers()
-        loss = self.step.gradients(*args, **kwargs)
-        if self.step.accumulated >= self.step.accumulate:
-            self.update()
+        """A step; the arguments are those of the compiled step. A KeyboardInterrupt takes effect
+        after it."""
+        with uninterrupted():
+            if self.broadcast_buffers:
+                self.sync_buffers()
+            loss = self.step.gradients(*args, **kwargs)
+            if self.step.accumulated >= self.step.accumulate:
+                self.update()
         return loss
 
     def update(self) -> None:
         """Averages the gradients that wait and applies them: after the last batches of an epoch
         that are fewer than ``accumulate``."""
-        self._averaging(self.step.flat_grads)
-        self.step.update()
-        self.updates += 1
+        with uninterrupted():
+            self._averaging(self.step.flat_grads)
+            self.step.update()
+            self.updates += 1
         every = self.verify_every
         if every and (self.updates == 1 or self.updates % every == 0):
             self.verify()
