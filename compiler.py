@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +23,7 @@ from .frontend import dispatch, tree
 from .frontend import trace as tracing
 from .frontend.nn.module import Module
 from .frontend.tensor import Tensor
-from .ir.graph import Graph
+from .ir.graph import Graph, Value
 from .ir.plan import Plan
 from .ir.types import DType, TensorType
 from .ir.verify import verify
@@ -31,7 +31,7 @@ from .passes.accumulate_gradients import accumulate_gradients, gradients_from_bu
 from .passes.apply_optimizer import Update, apply_optimizer
 from .passes.assign_layout import assign_layout
 from .passes.clip_gradients import clip_gradients
-from .passes.differentiate import differentiate
+from .passes.differentiate import GRAD, differentiate
 from .passes.eliminate_common_subexpressions import eliminate_common_subexpressions
 from .passes.eliminate_dead_code import eliminate_dead_code
 from .passes.eliminate_redundant_softmax import eliminate_redundant_softmax
@@ -43,6 +43,7 @@ from .passes.lay_out_attention import lay_out_attention
 from .passes.lint import lint
 from .passes.pack_weights import pack_weights
 from .passes.plan_memory import plan_memory
+from .passes.recompute import recompute
 from .passes.rewriting import Ledger
 from .passes.simplify import simplify
 from .passes.split_backward import split_backward
@@ -76,13 +77,15 @@ errors some ten times those of the direct sum."""
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may choose; ``passes`` switches single passes off by name."""
+    """What a user may choose; ``passes`` switches single passes off by name, ``checkpoint`` has the
+    paths of the modules whose values the backward pass computes again."""
 
     strict: bool = False
     dynamic: bool = True
     tune: bool = False
     accuracy: str = "standard"
     passes: Mapping[str, bool] = field(default_factory=dict)
+    checkpoint: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.accuracy not in ACCURACIES:
@@ -198,6 +201,8 @@ def compile_training(
     with _timed(made, "passes", "differentiate"):
         graph = made.stages["differentiate"] = differentiate(graph, wrt)
     graph = clean(graph, made, options, "_backward")
+    results = {v for k, v in graph.outputs.items() if not k.startswith(GRAD)}
+    graph = _recompute(graph, results | set(graph.updates.values()), made, options)
     if options.enabled("assign_layout"):
         graph = _run("assign_layout", assign_layout, graph, made)
     with _timed(made, "passes", "split_backward"):
@@ -274,6 +279,9 @@ def _finish_step(
     graph: Graph, made: Compilation, options: Options, target: Target | None
 ) -> None:
     graph = clean(graph, made, options, "_backward")
+    forward = {graph.outputs[k] for k in made.traced.graph.outputs if k in graph.outputs}
+    forward |= {graph.updates[k] for k in made.traced.graph.updates}
+    graph = _recompute(graph, forward, made, options)
     made.stages["optimized"] = lower(graph, made, options)
     build(made, "optimized", target or host(), hoist=False)
 
@@ -337,6 +345,15 @@ def recorder(made: Compilation, stage: str, target: Target | None = None) -> Rec
         program = emit_timed(made.stages[stage], made.plans[stage], executable.program)
         made.recorders[stage] = Recorder(executable, program, target or host())
     return made.recorders[stage]
+
+
+def _recompute(
+    graph: Graph, results: Collection[Value], made: Compilation, options: Options
+) -> Graph:
+    if not options.checkpoint:
+        return graph
+    apply = partial(recompute, blocks=options.checkpoint, results=results)
+    return _run("recompute", lambda g, ledger: apply(g, ledger=ledger), graph, made)
 
 
 def _pack(

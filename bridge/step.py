@@ -1,33 +1,30 @@
-"""CompiledStep: forward, loss, backward and update as one native call, or in two parts."""
+"""CompiledStep: forward, loss, backward and update as one native call."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
-
-import numpy as np
 
 from ..compiler import Options
 from ..frontend import dispatch, grad_mode
 from ..frontend.nn.module import Module
 from ..frontend.optim.optimizer import Optimizer
+from ..frontend.random import get_rng_state, set_rng_state
 from ..frontend.tensor import Tensor
-from ..passes.clip_gradients import NORM
 from ..runtime import settings
 from .call import Call
-from .eager_step import eager_gradients, eager_update
-from .gradient_buffers import GradientBuffers
+from .evaluation import mean_over_samples
 from .interrupts import uninterrupted
-from .module import CompiledModule
+from .module import CompiledModule, in_modes
 from .profile import Profile
 from .profiler import check_enabled, measure
+from .step_halves import StepHalves
 from .step_program import Loss, check_arguments
-from .step_programs import StepPrograms
-from .step_settings import StepSettings
+from .step_shortcut import StepShortcut, step_shortcut_for
 from .step_variants import UpdatingVariant
 
 
-class CompiledStep(StepSettings, StepPrograms):
+class CompiledStep(StepHalves):
     """``loss = step(x, target)``: one training step.
 
     The last positional argument is the target, the other ones and those by keyword go to the
@@ -35,8 +32,8 @@ class CompiledStep(StepSettings, StepPrograms):
     the optimizer's state are updated in place; learning rate and other hyper-parameters are read
     from the optimizer at every call. ``.grad`` of the parameters is not touched.
 
-    The two halves of a step are ``gradients(x, target)`` and ``update()``; docs/training.md tells
-    more. A KeyboardInterrupt takes effect between steps, never inside of one.
+    A KeyboardInterrupt takes effect between steps, never inside of one. docs/training.md tells
+    more.
     """
 
     def __init__(
@@ -49,110 +46,56 @@ class CompiledStep(StepSettings, StepPrograms):
         clip_grad_norm: float | None = None,
         clip_grad_value: float | None = None,
     ) -> None:
-        StepSettings.__init__(self, accumulate, clip_grad_norm, clip_grad_value)
-        StepPrograms.__init__(self, model, loss, optimizer, options)
-        self.grad_norm: Tensor | None = None
+        super().__init__(
+            model, loss, optimizer, options, accumulate, clip_grad_norm, clip_grad_value
+        )
         self._predict = CompiledModule(model, options)
-        self._waiting: GradientBuffers | None = None
+        self._shortcut: StepShortcut | None = None
+        self._last_call: tuple[UpdatingVariant, Any] | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        in_halves = self.in_halves or self._waiting is not None
+        shortcut = self._shortcut
+        if shortcut is not None and not in_halves and not kwargs:
+            loss = shortcut(args, self.clip, self.limits)
+            if loss is not None:
+                self.grad_norm = shortcut.variant.grad_norm
+                return loss
+        check_arguments(args)
+        call = Call(args, kwargs)
+        if in_halves or settings.disabled():
+            return self._in_halves(call)
+        variant = self._step_variant(call, self.clip)
+        with uninterrupted():
+            numbers = variant.numbers(self.optimizer, self.limits)
+            results = variant.run(call.leaves, numbers)
+            self._updated(variant)
+        self._look_for_shortcut(variant, call)
+        return dispatch.wrap(results["out"])
+
+    def _look_for_shortcut(self, variant: UpdatingVariant, call: Call) -> None:
+        """Makes a shortcut when a call repeats the shapes of the one before."""
+        before, self._last_call = self._last_call, (variant, call.shapes())
+        if before is not None and before[0] is variant and before[1] == call.shapes():
+            self._shortcut = step_shortcut_for(variant, call, self.optimizer, self.clip)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """The model's result in eval mode, compiled, without gradients."""
-        modes = [(m, m.training) for m in self.model.modules()]
-        self.model.eval()
-        try:
-            with grad_mode.no_grad():
-                return self._predict(*args, **kwargs)
-        finally:
-            for module, training in modes:
-                module.training = training
+        with grad_mode.no_grad(), in_modes([(m, False) for m in self.model.modules()]):
+            return self._predict(*args, **kwargs)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        check_arguments(args)
-        with uninterrupted():
-            if self.in_halves or self._waiting is not None or settings.disabled():
-                loss = self.gradients(*args, **kwargs)
-                if self.accumulated >= self.accumulate:
-                    self.update()
-                return loss
-            call = Call(args, kwargs)
-            variant = self._step_variant(call, self.clip)
-            numbers = variant.numbers(self.optimizer, self.limits)
-            results = variant.run(call.leaves, numbers)
-            self._updated(variant, results)
-            return dispatch.wrap(results["out"])
+    def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
+        """The loss in eval mode over a loader's batches ``(*inputs, target)``, compiled.
 
-    # -- the two halves ------------------------------------------------------------------------
-
-    def gradients(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Forward, loss and backward, without update: the loss as a 0-d tensor.
-
-        The gradients of ``loss * gradient_scale / accumulate`` are added to those that wait in
-        ``grads``. Running statistics are updated. Raises RuntimeError if gradients of other
-        parameters wait: some were frozen or thawed since.
+        Returns means over all samples, whatever the sizes of the batches: ``loss`` and, if the
+        model's result has scores of classes along dimension 1 and the target is of class indices,
+        ``accuracy``. The loss must be the mean over the samples of a batch, or, for a loss module
+        with ``reduction="sum"``, their sum; targets equal to the loss module's ``ignore_index`` do
+        not count. Raises ValueError if there are no samples, TypeError if a batch is no tuple.
         """
-        check_arguments(args)
-        with uninterrupted():
-            call = Call(args, kwargs)
-            scale = self.gradient_scale / self.accumulate
-            if settings.disabled():
-                loss, buffers, reached = self._eager_gradients(call, scale)
-            else:
-                variant = self._gradient_variant(call, self._waiting)
-                _check_same(self._waiting, variant.buffers, variant.reached)
-                results = variant.run(call.leaves, variant.numbers(scale))
-                variant.state.committed()
-                loss = dispatch.wrap(results["out"])
-                buffers, reached = variant.buffers, variant.reached
-            buffers.count += 1
-            buffers.reached = reached
-            self._waiting = buffers
-            return loss
-
-    def update(self) -> None:
-        """Clips the gradients in ``grads`` and lets the optimizer apply them; then none wait.
-
-        Does nothing if none do, so that it may follow the last batches of an epoch that are fewer
-        than ``accumulate``.
-        """
-        with uninterrupted():
-            buffers = self._waiting
-            if buffers is None:
-                return
-            if settings.disabled():
-                trained = {p: t for p, (_, t) in self._parameter_groups().items()}
-                self.grad_norm = eager_update(
-                    self.optimizer, buffers, trained, self.clip_grad_norm, self.clip_grad_value
-                )
-            elif buffers.reached:
-                variant = self._update_variant(buffers, self.clip)
-                numbers = variant.numbers(self.optimizer, self.limits)
-                self._updated(variant, variant.run((), numbers))
-            self.zero_grad()
-
-    def zero_grad(self) -> None:
-        """Forgets the gradients that wait for an update."""
-        if self._waiting is not None:
-            self._waiting.count = 0
-            self._waiting = None
-
-    @property
-    def accumulated(self) -> int:
-        """How many backward passes' gradients wait for an update."""
-        return 0 if self._waiting is None else self._waiting.count
-
-    @property
-    def grads(self) -> dict[str, np.ndarray]:
-        """The gradients that wait for an update, by path of the parameter, in the order in which a
-        backward pass finishes them. The arrays are the step's own: what is written into them is
-        what ``update()`` applies. Empty if none wait."""
-        found = self._waiting
-        return {} if found is None else {path: found.arrays[path] for path in found.reached}
-
-    @property
-    def flat_grads(self) -> list[np.ndarray]:
-        """The memory of ``grads``: one 1-d array per dtype, in the order of ``grads`` with zeros
-        in between, such that each gradient starts at a multiple of 64 bytes."""
-        return [] if self._waiting is None else list(self._waiting.flat)
+        modules = [m for root in self._roots.values() for m in root.modules()]
+        with grad_mode.no_grad(), in_modes([(m, False) for m in modules]):
+            return mean_over_samples(loader, self._evaluate_batch, self.loss)
 
     def profile(self, *args: Any, seconds: float = 2.0, **kwargs: Any) -> Profile:
         """How long each kernel of ``step(*args)`` takes, from about ``seconds`` of runs.
@@ -175,38 +118,45 @@ class CompiledStep(StepSettings, StepPrograms):
         n = variant.batch(Call(args, kwargs).leaves)
         return measure(variant.made, {"optimized": "step"}, run, n, "step", seconds)
 
-    def _updated(self, variant: UpdatingVariant, results: Mapping[str, np.ndarray]) -> None:
-        """Notes what a run of a program with an update has done."""
-        variant.state.committed()
-        self.optimizer.advance(variant.updated)
-        self.grad_norm = dispatch.wrap(results[NORM]) if NORM in results else None
+    # -- checkpoints ---------------------------------------------------------------------------
 
-    def _eager_gradients(
-        self, call: Call, scale: float
-    ) -> tuple[Tensor, GradientBuffers, tuple[str, ...]]:
-        trained = self._trained()
-        parameters = {path: p for path, (_, p) in trained.items()}
-        buffers = self._buffers_for(parameters, reversed(parameters))
-        _check_same(self._waiting, buffers, None)
-        others = [p for root in self._roots.values() for p in root.parameters()]
-        loss, reached = eager_gradients(
-            lambda: self.loss(self.model(*call.args[:-1], **call.kwargs), call.args[-1]),
-            scale,
-            buffers,
-            parameters,
-            others,
-        )
-        return loss, buffers, reached
+    def state_dict(self) -> dict[str, Any]:
+        """All that the coming steps depend on, for ``nw.save``: ``model`` and ``optimizer`` (and
+        ``loss``, if it has state), ``rng`` (the default generator, for dropout and shuffling), and
+        ``gradients`` that wait for an update, with their number of calls, ``accumulated``.
 
+        The tensors are the model's and the optimizer's own: save or copy them to keep a moment.
+        """
+        found: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": get_rng_state(),
+            "accumulated": self.accumulated,
+            "gradients": self.grads,
+        }
+        if "loss" in self._roots:
+            found["loss"] = self._roots["loss"].state_dict()
+        return found
 
-def _check_same(
-    waiting: GradientBuffers | None, buffers: GradientBuffers, reached: tuple[str, ...] | None
-) -> None:
-    """RuntimeError if gradients of other parameters are waiting than those to be added."""
-    if waiting is None or (waiting is buffers and reached in (None, waiting.reached)):
-        return
-    raise RuntimeError(
-        f"gradients of {waiting.count} call(s) wait for an update, and they are of other "
-        "parameters than those that this call trains: parameters were frozen, thawed or exchanged. "
-        "Call update() or zero_grad() before that"
-    )
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes back to a state from ``state_dict()``, as it is or as ``nw.load`` returned it: the
+        steps that follow are, bit by bit, those that followed then.
+
+        Raises ValueError for anything else, and what the model and the optimizer raise if the state
+        is that of others.
+        """
+        needed = ("model", "optimizer", "rng", "accumulated", "gradients")
+        missing = [key for key in needed if key not in state_dict]
+        if missing:
+            raise ValueError(
+                f"load_state_dict(): no {', '.join(map(repr, missing))}; expected what a step's "
+                f"state_dict() gives, with the keys {', '.join(map(repr, needed))}"
+            )
+        gradients, calls = state_dict["gradients"], int(state_dict["accumulated"])
+        waiting = self._filled_buffers(gradients, calls) if calls else None
+        self.model.load_state_dict(state_dict["model"])
+        if "loss" in self._roots and "loss" in state_dict:
+            self._roots["loss"].load_state_dict(state_dict["loss"])
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+        set_rng_state(state_dict["rng"])
+        self._waiting = waiting

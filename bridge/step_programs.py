@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,13 +14,15 @@ from ..frontend.optim.optimizer import Optimizer
 from ..frontend.tensor import Tensor
 from ..passes.apply_optimizer import Update
 from ..passes.lint import lint_gradients
+from ..runtime import settings
 from .call import Call
+from .evaluation import evaluation_program
 from .fingerprint import Fingerprint
 from .gradient_buffers import GradientBuffers, ready_order
 from .inspection import Inspection
 from .step_program import Loss, check_loss, step_program
 from .step_variants import GradientVariant, Groups, UpdatingVariant
-from .variant import find, keep
+from .variant import Variant, find, keep
 
 
 class StepPrograms(Inspection):
@@ -93,7 +95,7 @@ class StepPrograms(Inspection):
         if variant is None:
             with self._compiling():
                 groups = self._trained()
-                made = self._captured(call)
+                made = self._captured_step(call)
                 updates = self._updates(groups)
                 compiler.compile_step(made, updates, clip, self._options)
                 self._lint_unreached(made, groups, made.stages["optimized"].updates)
@@ -110,7 +112,7 @@ class StepPrograms(Inspection):
         if variant is None:
             with self._compiling():
                 groups = self._trained()
-                made = self._captured(call)
+                made = self._captured_step(call)
                 parameters = {path: p for path, (_, p) in groups.items()}
                 order = ready_order(made.traced.graph, parameters)
                 compiler.compile_gradients(made, set(groups), add, self._options)
@@ -120,10 +122,12 @@ class StepPrograms(Inspection):
                 self._tell(variant)
         return variant
 
-    def _update_variant(self, buffers: GradientBuffers, clip: Clip) -> UpdatingVariant:
-        """The program that applies the gradients in the buffers."""
+    def _update_variant(
+        self, buffers: GradientBuffers, paths: tuple[str, ...], clip: Clip
+    ) -> UpdatingVariant:
+        """The program that applies the gradients of the parameters ``paths`` in the buffers."""
         groups = self._parameter_groups()
-        reached = {path: groups[path] for path in buffers.reached}
+        reached = {path: groups[path] for path in paths}
         parameters = tuple([(path, index, id(p)) for path, (index, p) in reached.items()])
         key = ("update", self.optimizer.structure(), clip, id(buffers), parameters)
         variant: UpdatingVariant | None = self._variants.get(key)
@@ -140,6 +144,22 @@ class StepPrograms(Inspection):
                 self._tell(variant)
         return variant
 
+    def _evaluate_batch(self, call: Call) -> dict[str, Any]:
+        """What `evaluation_program` gives for a batch, in the modes of now."""
+        program = evaluation_program(self.model, self.loss)
+        if settings.disabled():
+            return program(*call.args)
+        general = self._general("eval", call)
+        variant: Variant | None = find(self._variants, general, call)
+        if variant is None:
+            with self._compiling():
+                made = self._captured(program, call, "evaluation")
+                compiler.compile_inference(made, self._options)
+                variant = Variant(made)
+                keep(self._variants, general, call, variant)
+                self._tell(variant)
+        return variant.run(call.leaves)
+
     def _general(self, mode: Any, call: Call) -> tuple[Any, ...]:
         """What a program for calls like this one depends on, the batch size apart."""
         found = self._fingerprint
@@ -153,18 +173,22 @@ class StepPrograms(Inspection):
             yield
             compiler.warn(self._fingerprint.lint(before), self._warned)
 
-    def _captured(self, call: Call) -> Compilation:
-        made = compiler.capture(
-            step_program(self.model, self.loss, len(call.args) - 1),
+    def _captured_step(self, call: Call) -> Compilation:
+        program = step_program(self.model, self.loss, len(call.args) - 1)
+        made = self._captured(program, call, "step")
+        check_loss(made)
+        return made
+
+    def _captured(self, program: Callable[..., Any], call: Call, name: str) -> Compilation:
+        return compiler.capture(
+            program,
             self._roots,
             call.args,
             call.kwargs,
             self._options,
-            type(self.model).__name__ + "_step",
+            f"{type(self.model).__name__}_{name}",
             self._warned,
         )
-        check_loss(made)
-        return made
 
     def _updates(self, groups: Groups) -> list[Update]:
         optimizer = self.optimizer
@@ -175,6 +199,7 @@ class StepPrograms(Inspection):
                 optimizer.update_rule(index),
                 optimizer.state_names(index),
                 tuple(optimizer.hyper(index, parameter)),
+                optimizer.counts_steps,
             )
             for path, (index, parameter) in groups.items()
         ]
