@@ -204,5 +204,6 @@ class _AttentionWriter(HeadWriter):
         epilogue = ScoreEpilogue(spec.scale, steps, spec.causal, spec.value is None)
         rows = (self.rows, count)
         self.scores(
-            queries, spec.query.row, self.keys, limit, strip, self.pitch, rows, epilogue, mask, first
-        )
+            queries, spec.query.row, self.keys, limit, strip, self.pitch, rows, epilogue, mask,
+            first,
+        )  # fmt: skip

@@ -118,21 +118,24 @@ class _Writer(HeadWriter):
         self._plan_scratch()
 
     def _plan_blocks(self) -> None:
-        """Query rows per block."""
+        """Query rows per block: a multiple of the height of the tiles that make the scores."""
         spec = self.spec
+        self.wide_panel = choose_panel(spec.keys, self.target, spec.dtype)
+        tallest = self._tallest(self.wide_panel, spec.keys)
         self.pitch = row_pitch(spec.keys, spec.dtype)
         fits = self.target.l2 // 2 // (2 * self.pitch * spec.dtype.itemsize)
         blocks = -(-spec.rows // max(1, min(fits, _MOST_ROWS)))
         self.block = -(-spec.rows // blocks)
+        if blocks > 1:
+            self.block = -(-self.block // tallest) * tallest
         self.blocks = -(-spec.rows // self.block)
         self.counts = [self.block, spec.rows - (self.blocks - 1) * self.block]
 
     def _plan_scratch(self) -> None:
-        """Places of the packed operands and of the strips, and the tiles of each product."""
+        """Places of the packed operands and of the strips."""
         spec = self.spec
-        wide = choose_panel(spec.keys, self.target, spec.dtype)
-        self.keys = self.packed(spec.keys, wide, spec.dim)
-        self.values = self.packed(spec.keys, wide, spec.value_dim)
+        self.keys = self.packed(spec.keys, self.wide_panel, spec.dim)
+        self.values = self.packed(spec.keys, self.wide_panel, spec.value_dim)
         self.key_rows = self.packed(spec.dim, self._panel(spec.dim), spec.keys)
         self.queries = self.packed(spec.dim, self._panel(spec.dim), spec.rows)
         self.grads = self.packed(spec.value_dim, self._panel(spec.value_dim), spec.rows)
@@ -150,7 +153,7 @@ class _Writer(HeadWriter):
 
     def kernel(self) -> Kernel:
         spec, f = self.spec, self.f
-        row_work = f"{self.symbol}_rows"
+        row_work = f"{self.symbol}_softmax"
         lanes, registers = row_lanes(spec.keys, self.lanes), self.target.registers
         length = None if spec.causal else spec.keys
         self.helpers.append(
@@ -214,7 +217,7 @@ class _Writer(HeadWriter):
         scores: str,
     ) -> None:  # fmt: skip
         """Scores, and the gradient of the weights."""
-        spec, f = self.spec, self.f
+        spec = self.spec
         mask, steps = "", None
         if spec.mask is not None:
             steps = spec.mask[2:]

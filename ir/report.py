@@ -238,10 +238,10 @@ def _attention(attrs: Attrs, out: _Sizes, operands: Sequence[_Sizes]) -> int:
 
 
 def _attention_grad(attrs: Attrs, out: _Sizes, operands: Sequence[_Sizes]) -> int:
-    """The scores again, and two products each for the gradients of both products."""
-    forward = _attention(attrs, out, operands[1:])
-    scores = _attention({**attrs, "value_dim": 0}, out, operands[1:])
-    return 2 * forward + scores
+    """The scores again, and two products for the gradients of each of the two."""
+    batch, queries, keys = operands[1][0], operands[1][-2], operands[2][-2]
+    dims = 3 * attrs["head_dim"] + 2 * attrs["value_dim"]
+    return batch * attrs["heads"] * queries * keys * int(dims)
 
 
 _MULTIPLY_ADDS: dict[str, Callable[[Attrs, _Sizes, Sequence[_Sizes]], int]] = {

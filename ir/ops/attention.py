@@ -327,7 +327,9 @@ def _masks(rng: np.random.Generator, shape: tuple[int, ...]) -> list[np.ndarray]
     return [rng.normal(size=shape), padding, blind]
 
 
-def attention_samples(rng: np.random.Generator) -> list[tuple[tuple[np.ndarray, ...], dict[str, Any]]]:
+def attention_samples(
+    rng: np.random.Generator,
+) -> list[tuple[tuple[np.ndarray, ...], dict[str, Any]]]:
     """(q, k, v, masks...) and attributes, for every form of the operands."""
     cases: list[tuple[tuple[np.ndarray, ...], dict[str, Any]]] = []
     for i, (batch, heads, rows, keys, dim, value_dim) in enumerate(_SIZES):
