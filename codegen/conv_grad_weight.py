@@ -59,7 +59,7 @@ def emit_conv_grad_weight(node: Node, graph: Graph, target: Target) -> Kernel | 
         return None
     if node.op == "conv2d_grad_weight_winograd":
         return winograd_grad_weight(spec, node.attrs["tile"], target)
-    if _is_matrix_product(spec):
+    if _is_matrix_product(spec) and not _stays_in_cache(spec, target):
         return _matrix_product(spec, node.type, target)
     if spec.groups > 1 and spec.groups == spec.inputs == spec.outputs:
         return depthwise_grad_weight(spec, target)
@@ -97,6 +97,16 @@ def _is_matrix_product(spec: WeightGradient) -> bool:
         and all(a.plain and a.advance == 1 for a in (spec.rows, spec.columns))
         and spec.out == (spec.rows.size, spec.columns.size)
     )
+
+
+def _stays_in_cache(spec: WeightGradient, target: Target) -> bool:
+    """Whether the sums of the whole gradient stay in the second level cache beside a block.
+
+    Then they are better kept there while each block of pixels is read once: a plain matrix product
+    copies the pixels for every panel of channels. On MobileNetV2's layers of 112 x 112 to 14 x 14
+    pixels that takes 1.2 to 3 times as long, while for larger gradients of few pixels it is faster.
+    """
+    return spec.outputs * spec.inputs * spec.dtype.itemsize <= target.l2 // 4
 
 
 def _matrix_product(spec: WeightGradient, result: TensorType, target: Target) -> Kernel:

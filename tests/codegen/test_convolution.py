@@ -132,6 +132,32 @@ def test_weight_gradient_over_several_blocks_of_images(run: Run) -> None:
     assert np.array_equal(check(run, emit_conv_grad_weight, node, graph, 29, [1]), whole)
 
 
+@pytest.mark.parametrize("l2", [1 << 20, 1 << 13])
+@pytest.mark.parametrize(
+    "shape,out", [((15, 14, 9), 33), ((7, 7, 40), 70), ((2, 300, 16), 96), ((1, 1, 33), 35)]
+)
+def test_weight_gradient_of_1x1_is_summed_in_cache_or_as_a_product(
+    run: Run, shape: Any, out: int, l2: int
+) -> None:
+    """Both have the same bits for any cut of the tasks."""
+    node, graph = weight_gradient(shape, (out, 1, 1), geometry())
+    target = replace(host(), l2=l2)
+
+    def emit(node: Any, graph: Any, _: Any) -> Any:
+        return emit_conv_grad_weight(node, graph, target)
+
+    kernel = emit(node, graph, None)
+    large = out * shape[2] * 4 > l2 // 4
+    assert kernel.text.count("_pack") > 0 and ("_origins" in kernel.text) != large
+    for n in (3, 1, 0):
+        check(run, emit, node, graph, n)
+    count = kernel.tasks.at(3)
+    splits = sorted({count // 3, count // 2, count - 1} - {0})
+    assert np.array_equal(
+        check(run, emit, node, graph, 3, splits), check(run, emit, node, graph, 3)
+    )
+
+
 def padded(height: int, channels: int, out: int, groups: int = 1) -> tuple[Any, Any, Any]:
     """A 3 x 3 convolution that keeps the size of square images."""
     attrs = geometry(padding=((1, 1), (1, 1)), groups=groups)

@@ -122,6 +122,12 @@ CASES = [
         {"heads": 3, "head_dim": 4, "starts": (0, 0), "scale": 0.5, "causal": True},
         2 * 3 * 5 * 7 * 4,
     ),
+    (
+        "attention_grad",
+        [(2, 5, 6), (2, 5, 30), (2, 5, 30), (2, 5, 30)],
+        {**ATTENTION, "starts": (0, 12, 24), "together": True},
+        2 * 3 * 5 * 5 * (3 * 4 + 2 * 2),
+    ),
     ("relu", [(5, 7)], {}, 0),
     ("softmax", [(5, 7)], {"dim": 1}, 0),
 ]
