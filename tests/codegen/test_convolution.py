@@ -148,7 +148,7 @@ def test_weight_gradient_of_1x1_is_summed_in_cache_or_as_a_product(
 
     kernel = emit(node, graph, None)
     large = out * shape[2] * 4 > l2 // 4
-    assert kernel.text.count("_pack") > 0 and ("_origins" in kernel.text) != large
+    assert ("_origins" in kernel.text) != large
     for n in (3, 1, 0):
         check(run, emit, node, graph, n)
     count = kernel.tasks.at(3)
