@@ -185,11 +185,10 @@ def test_the_shipped_digits_are_the_default_and_can_be_varied(folder: Path) -> N
     assert plain["losses"][0] != varied["losses"][0]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
-def test_the_weights_do_not_depend_on_the_number_of_threads(folder: Path, optimizer: str) -> None:
+def test_the_weights_do_not_depend_on_the_number_of_threads(folder: Path) -> None:
     for threads in ("1", "2"):
         out = ["--out", threads, "--threads", threads]
-        assert _train("--epochs", "1", "--optimizer", optimizer, *out) == 0
+        assert _train("--epochs", "1", "--optimizer", "adamw", *out) == 0
     nw.set_num_threads(None)
     one, two = (_leaves(nw.load(f"{n}/checkpoint.npz")["model"]) for n in (1, 2))
     assert one == two
