@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -166,7 +166,7 @@ class CompiledModule(Inspection, Module):
         modes = self._fingerprint.modes
 
         def make() -> TrainingVariant:
-            with self._compile_lock, _in_modes(modes):
+            with self._compile_lock, in_modes(modes):
                 return self._training_variant(call, wanted)
 
         return make
@@ -209,7 +209,7 @@ class CompiledModule(Inspection, Module):
 
 
 @contextmanager
-def _in_modes(modes: list[tuple[Module, bool]]) -> Iterator[None]:
+def in_modes(modes: Iterable[tuple[Module, bool]]) -> Iterator[None]:
     """Sets the modules' training flags; afterwards they are what they were before."""
     changed = [(module, mode) for module, mode in modes if module.training != mode]
     for module, mode in changed:

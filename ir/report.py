@@ -259,6 +259,7 @@ _MULTIPLY_ADDS: dict[str, Callable[[Attrs, _Sizes, Sequence[_Sizes]], int]] = {
     "conv2d_grad_input": _conv2d_grad_input,
     "conv2d_grad_input_packed": _conv2d_grad_input_packed,
     "conv2d_grad_weight": _conv2d_grad_weight,
+    "conv2d_grad_weight_winograd": _conv2d_grad_weight,
 }
 
 # -- text -----------------------------------------------------------------------------------------

@@ -109,6 +109,12 @@ CASES = [
         {**GEOMETRY, "layout": "NHWC", "kernel_size": (3, 3)},
         WORK,
     ),
+    (
+        "conv2d_grad_weight_winograd",
+        [(1, *IMAGE, 6), (1, *IMAGE, 4)],
+        {"tile": 2, "padding": ((1, 1), (1, 1)), "layout": "NHWC"},
+        9 * 8 * 6 * 4 * 9,
+    ),
     ("attention", [(2, 5, 24), (2, 7, 24), (2, 7, 24)], ATTENTION, 2 * 3 * 5 * 7 * (4 + 2)),
     (
         "attention_weights",
