@@ -18,10 +18,7 @@ from types import ModuleType
 
 import torch
 
-import netwright
-from netwright import errors
-
-ROOT = Path(netwright.__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 
 
@@ -46,6 +43,8 @@ def load(path: Path) -> ModuleType:
 def models() -> ModuleType:
     """``netwright.vision.models``, whose files import from netwright's frontend by relative names:
     they are imported a second time, as part of a package whose frontend is PyTorch."""
+    from netwright import errors  # not above: a process that loads an example needs no netwright
+
     root, frontend, vision = (
         types.ModuleType(name) for name in ("zoo", "zoo.frontend", "zoo.frontend.vision")
     )
