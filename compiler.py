@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from .codegen import winograd
+from .codegen import winograd, winograd_grad_weight
+from .codegen.gemm import is_one_block
 from .codegen.packing import choose_panel
 from .codegen.program import emit_program
 from .codegen.target import Target, host
@@ -22,13 +23,16 @@ from .errors import LintWarning, NetwrightError
 from .frontend import dispatch, tree
 from .frontend import trace as tracing
 from .frontend.nn.module import Module
-from .ir.graph import Graph
+from .frontend.tensor import Tensor
+from .ir.graph import Graph, Value
 from .ir.plan import Plan
-from .ir.types import DType
+from .ir.types import Dim, DType, Extent, TensorType
 from .ir.verify import verify
+from .passes.accumulate_gradients import accumulate_gradients, gradients_from_buffers
 from .passes.apply_optimizer import Update, apply_optimizer
 from .passes.assign_layout import assign_layout
-from .passes.differentiate import differentiate
+from .passes.clip_gradients import clip_gradients
+from .passes.differentiate import GRAD, differentiate
 from .passes.eliminate_common_subexpressions import eliminate_common_subexpressions
 from .passes.eliminate_dead_code import eliminate_dead_code
 from .passes.eliminate_redundant_softmax import eliminate_redundant_softmax
@@ -40,9 +44,11 @@ from .passes.lay_out_attention import lay_out_attention
 from .passes.lint import lint
 from .passes.pack_weights import pack_weights
 from .passes.plan_memory import plan_memory
+from .passes.recompute import recompute
 from .passes.rewriting import Ledger
 from .passes.simplify import simplify
 from .passes.split_backward import split_backward
+from .passes.split_batch_norm import split_batch_norm
 from .runtime.executable import Executable
 from .runtime.timed import Recorder
 
@@ -54,6 +60,7 @@ PASSES = (
     "eliminate_common_subexpressions",
     "eliminate_dead_code",
     "assign_layout",
+    "split_batch_norm",
     "fuse_conv_bn_relu",
     "fuse_elementwise",
     "fuse_reductions",
@@ -73,13 +80,15 @@ errors some ten times those of the direct sum."""
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may choose; ``passes`` switches single passes off by name."""
+    """What a user may choose; ``passes`` switches single passes off by name, ``checkpoint`` has the
+    paths of the modules whose values the backward pass computes again."""
 
     strict: bool = False
     dynamic: bool = True
     tune: bool = False
     accuracy: str = "standard"
     passes: Mapping[str, bool] = field(default_factory=dict)
+    checkpoint: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.accuracy not in ACCURACIES:
@@ -96,6 +105,18 @@ class Options:
     def enabled(self, name: str) -> bool:
         """Whether a pass runs."""
         return self.passes.get(name, True)
+
+
+SCALE = "opt.scale"
+"""The number that multiplies the loss before it is differentiated, in programs for gradients."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Whether a step limits the gradients' global norm and their elements."""
+
+    norm: bool = False
+    value: bool = False
 
 
 @dataclass
@@ -183,6 +204,8 @@ def compile_training(
     with _timed(made, "passes", "differentiate"):
         graph = made.stages["differentiate"] = differentiate(graph, wrt)
     graph = clean(graph, made, options, "_backward")
+    results = {v for k, v in graph.outputs.items() if not k.startswith(GRAD)}
+    graph = _recompute(graph, results | set(graph.updates.values()), made, options)
     if options.enabled("assign_layout"):
         graph = _run("assign_layout", assign_layout, graph, made)
     with _timed(made, "passes", "split_backward"):
@@ -194,17 +217,74 @@ def compile_training(
 
 
 def compile_step(
-    made: Compilation, updates: list[Update], options: Options, target: Target | None = None
+    made: Compilation,
+    updates: list[Update],
+    clip: Clip,
+    options: Options,
+    target: Target | None = None,
 ) -> None:
     """Forward, loss, backward and update as one executable."""
-    graph = made.traced.graph
-    graph = clean(graph, made, options)
+    graph = clean(made.traced.graph, made, options)
     wrt = {u.path for u in updates}
     with _timed(made, "passes", "differentiate"):
         graph = made.stages["differentiate"] = differentiate(graph, wrt, loss="out")
+    _finish_step(_with_optimizer(graph, updates, clip, made), made, options, target)
+
+
+def compile_gradients(
+    made: Compilation,
+    wrt: set[str],
+    add: bool,
+    options: Options,
+    target: Target | None = None,
+) -> None:
+    """Forward, loss and backward as one executable, whose gradients replace those in the buffers
+    or, with ``add``, are added to them. The number SCALE multiplies the loss."""
+    graph = clean(made.traced.graph, made, options)
+    with _timed(made, "passes", "differentiate"):
+        graph = differentiate(graph, wrt, loss="out", scale=SCALE)
+        made.stages["differentiate"] = graph
+    with _timed(made, "passes", "accumulate_gradients"):
+        graph = made.stages["accumulate_gradients"] = accumulate_gradients(graph, add)
+    _finish_step(graph, made, options, target)
+
+
+def compile_update(
+    name: str,
+    parameters: Mapping[str, Tensor],
+    updates: list[Update],
+    clip: Clip,
+    options: Options,
+    target: Target | None = None,
+) -> Compilation:
+    """Clipping and update of parameters, by path, from the buffers that the programs of
+    ``compile_gradients`` fill."""
+    types = {path: TensorType(p.dtype, tuple(p.shape)) for path, p in parameters.items()}
+    graph = gradients_from_buffers(types, name)
+    traced = tracing.Traced(graph, [], None, dict(parameters))
+    made = Compilation(traced, {"traced": graph}, Ledger())
+    _finish_step(_with_optimizer(graph, updates, clip, made), made, options, target)
+    return made
+
+
+def _with_optimizer(
+    graph: Graph, updates: list[Update], clip: Clip, made: Compilation
+) -> Graph:
+    if clip.norm or clip.value:
+        with _timed(made, "passes", "clip_gradients"):
+            graph = made.stages["clip_gradients"] = clip_gradients(graph, clip.norm, clip.value)
     with _timed(made, "passes", "apply_optimizer"):
         graph = made.stages["apply_optimizer"] = apply_optimizer(graph, updates)
+    return graph
+
+
+def _finish_step(
+    graph: Graph, made: Compilation, options: Options, target: Target | None
+) -> None:
     graph = clean(graph, made, options, "_backward")
+    forward = {graph.outputs[k] for k in made.traced.graph.outputs if k in graph.outputs}
+    forward |= {graph.updates[k] for k in made.traced.graph.updates}
+    graph = _recompute(graph, forward, made, options)
     made.stages["optimized"] = lower(graph, made, options)
     build(made, "optimized", target or host(), hoist=False)
 
@@ -230,6 +310,7 @@ def lower(graph: Graph, made: Compilation, options: Options) -> Graph:
     passes: list[tuple[str, Callable[..., Graph]]] = [
         ("assign_layout", assign_layout),
         ("simplify", simplify),
+        ("split_batch_norm", split_batch_norm),
         ("fuse_conv_bn_relu", fuse_conv_bn_relu),
         ("fuse_elementwise", fuse_elementwise),
         ("fuse_reductions", fuse_reductions),
@@ -270,22 +351,49 @@ def recorder(made: Compilation, stage: str, target: Target | None = None) -> Rec
     return made.recorders[stage]
 
 
+def _recompute(
+    graph: Graph, results: Collection[Value], made: Compilation, options: Options
+) -> Graph:
+    if not options.checkpoint:
+        return graph
+    apply = partial(recompute, blocks=options.checkpoint, results=results)
+    return _run("recompute", lambda g, ledger: apply(g, ledger=ledger), graph, made)
+
+
 def _pack(
     graph: Graph, ledger: Ledger, made: Compilation, options: Options, target: Target
 ) -> Graph:
     tiles = ACCURACIES[options.accuracy]
 
-    def tile(inputs: int, outputs: int, size: tuple[int, int], dtype: DType) -> int:
-        fast = (t for t in tiles if winograd.is_faster(inputs, outputs, size, dtype, target, t))
-        return next(fast, 0)
+    def first_fast(is_faster: Callable[..., bool]) -> Callable[..., int]:
+        """The first of the tiles that beats the direct sum, or 0."""
+
+        def tile(inputs: int, outputs: int, size: tuple[int, int], dtype: DType) -> int:
+            fast = (t for t in tiles if is_faster(inputs, outputs, size, dtype, target, t))
+            return next(fast, 0)
+
+        return tile
+
+    tile = first_fast(winograd.is_faster)
 
     choices = None
     if options.tune:
         from .tuning import Rules, tune
 
         choices = tune(graph, made.batch, Rules(target, tile, tiles), ledger)
+
+    def packs_itself(rows: Extent, depth: int, dtype: DType) -> bool:
+        count = rows.at(made.batch) if isinstance(rows, Dim) else rows
+        return is_one_block(count, depth, dtype, target)
+
     return pack_weights(
-        graph, lambda n, dtype: choose_panel(n, target, dtype), ledger, tile, choices
+        graph,
+        lambda n, dtype: choose_panel(n, target, dtype),
+        ledger,
+        tile,
+        choices,
+        first_fast(winograd_grad_weight.is_faster),
+        packs_itself,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import Any, overload
 
 from ..compiler import Options
@@ -21,6 +23,7 @@ def compile(
     tune: bool = False,
     accuracy: str = "standard",
     passes: Mapping[str, bool] | None = None,
+    checkpoint: Sequence[str] = (),
 ) -> CompiledModule: ...
 
 
@@ -30,11 +33,15 @@ def compile(
     *,
     loss: Callable[..., Any],
     optimizer: Optimizer,
+    accumulate: int = 1,
+    clip_grad_norm: float | None = None,
+    clip_grad_value: float | None = None,
     strict: bool = False,
     dynamic: bool = True,
     tune: bool = False,
     accuracy: str = "standard",
     passes: Mapping[str, bool] | None = None,
+    checkpoint: Sequence[str] = (),
 ) -> CompiledStep: ...
 
 
@@ -43,11 +50,15 @@ def compile(
     *,
     loss: Callable[..., Any] | None = None,
     optimizer: Optimizer | None = None,
+    accumulate: int = 1,
+    clip_grad_norm: float | None = None,
+    clip_grad_value: float | None = None,
     strict: bool = False,
     dynamic: bool = True,
     tune: bool = False,
     accuracy: str = "standard",
     passes: Mapping[str, bool] | None = None,
+    checkpoint: Sequence[str] = (),
 ) -> CompiledModule | CompiledStep:
     """A compiled form of ``model``; compilation happens at the first call of each kind.
 
@@ -55,6 +66,10 @@ def compile(
     training under autograd. With ``loss`` (a module or ``f(output, target)``) and ``optimizer``:
     ``step(x, target)``, one native call for forward, backward and update.
 
+    accumulate: an update follows every so many calls of a step, from the gradients of the mean of
+    their losses. clip_grad_norm, clip_grad_value: limits of the gradients' norm (over all that the
+    step trains) and of their elements, applied before the update. These three are attributes of
+    the step as well and may change between calls.
     strict: never change the program's meaning (keeps a softmax before CrossEntropyLoss).
     dynamic: the leading dimension is symbolic, so another batch size compiles nothing.
     tune: times the few ways to compute each layer on this machine, at the first call's batch size,
@@ -62,7 +77,10 @@ def compile(
     accuracy: ``"relaxed"`` allows algorithms whose rounding errors are some ten times larger
     (Winograd's F(4x4, 3x3)); the relative error of a network stays around 1e-5.
     passes: switches passes off by name, ``{"fuse_conv_bn_relu": False}``.
-    Raises TypeError for something else than a module, ValueError for unknown passes or accuracies.
+    checkpoint: modules, by path or pattern (``["layers.*"]``), of which training keeps only what
+    goes in and what comes out; the backward pass computes what is inside again, in less memory.
+    Raises TypeError for something else than a module, and for options of a step without a loss;
+    ValueError for unknown passes, accuracies or modules, and for numbers out of range.
     """
     if not isinstance(model, Module):
         raise TypeError(
@@ -71,19 +89,53 @@ def compile(
         )
     if isinstance(model, CompiledModule):
         model = model._model
-    options = Options(strict, dynamic, tune, accuracy, dict(passes or {}))
+    blocks = _modules(model, checkpoint)
+    options = Options(strict, dynamic, tune, accuracy, dict(passes or {}), blocks)
     if (loss is None) != (optimizer is None):
         missing = "optimizer" if optimizer is None else "loss"
         raise TypeError(
             f"compile(): a training step needs loss and optimizer; {missing} is missing"
         )
     if loss is None or optimizer is None:
+        if (accumulate, clip_grad_norm, clip_grad_value) != (1, None, None):
+            raise TypeError(
+                "compile(): accumulate, clip_grad_norm and clip_grad_value are options of a "
+                "training step; give loss and optimizer, too"
+            )
         return CompiledModule(model, options)
     if not callable(loss):
-        raise TypeError(f"compile(): loss must be callable, got {type(loss).__name__}")
+        hint = "; for several losses, write a function that adds them"
+        several = isinstance(loss, (list, tuple, dict))
+        raise TypeError(
+            "compile(): loss must be a module or a function f(output, target), got "
+            f"{type(loss).__name__}{hint if several else ''}"
+        )
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"compile(): optimizer must be a netwright.optim.Optimizer, got "
             f"{type(optimizer).__name__}"
         )
-    return CompiledStep(model, loss, optimizer, options)
+    return CompiledStep(
+        model, loss, optimizer, options, accumulate, clip_grad_norm, clip_grad_value
+    )
+
+
+def _modules(model: Module, checkpoint: Sequence[str]) -> tuple[str, ...]:
+    """The paths of the modules that ``checkpoint`` names."""
+    if isinstance(checkpoint, str) or not all(isinstance(c, str) for c in checkpoint):
+        raise TypeError(
+            f"compile(): checkpoint must be a list of module paths, got {checkpoint!r}"
+        )
+    paths = [path for path, _ in model.named_modules() if path]
+    chosen: list[str] = []
+    for pattern in checkpoint:
+        found = [path for path in paths if fnmatchcase(path, pattern)]
+        if not found:
+            near = get_close_matches(pattern, paths, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"compile(): checkpoint={pattern!r} fits no module of "
+                f"{type(model).__name__}{hint} See named_modules()"
+            )
+        chosen += found
+    return tuple(dict.fromkeys(chosen))

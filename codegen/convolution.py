@@ -59,7 +59,7 @@ def emit_convolution(node: Node, graph: Graph, target: Target) -> Kernel | None:
     None for images that are not NHWC and for epilogues that are not elementwise on the result.
     """
     operands = [graph.type(v) for v in node.operands]
-    if node.op == "conv2d_grad_weight":
+    if node.op in ("conv2d_grad_weight", "conv2d_grad_weight_winograd"):
         kernel = emit_conv_grad_weight(node, graph, target)
     else:
         kernel = _emit_product(node, operands, target)
@@ -209,7 +209,7 @@ class _Writer:
         while True:
             rows = -(-total // max(1, blocks))
             rows = -(-rows // self.lines) * self.lines
-            if rows <= self.lines or self._copy(rows).bytes <= self.target.l2 // 4:
+            if rows <= self.lines or self._copy(rows).bytes <= self.target.l2 // 2:
                 return max(1, rows)
             blocks += 1
 
