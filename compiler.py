@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from .codegen import winograd
+from .codegen import winograd, winograd_grad_weight
+from .codegen.gemm import is_one_block
 from .codegen.packing import choose_panel
 from .codegen.program import emit_program
 from .codegen.target import Target, host
@@ -25,7 +26,7 @@ from .frontend.nn.module import Module
 from .frontend.tensor import Tensor
 from .ir.graph import Graph, Value
 from .ir.plan import Plan
-from .ir.types import DType, TensorType
+from .ir.types import Dim, DType, Extent, TensorType
 from .ir.verify import verify
 from .passes.accumulate_gradients import accumulate_gradients, gradients_from_buffers
 from .passes.apply_optimizer import Update, apply_optimizer
@@ -47,6 +48,7 @@ from .passes.recompute import recompute
 from .passes.rewriting import Ledger
 from .passes.simplify import simplify
 from .passes.split_backward import split_backward
+from .passes.split_batch_norm import split_batch_norm
 from .runtime.executable import Executable
 from .runtime.timed import Recorder
 
@@ -58,6 +60,7 @@ PASSES = (
     "eliminate_common_subexpressions",
     "eliminate_dead_code",
     "assign_layout",
+    "split_batch_norm",
     "fuse_conv_bn_relu",
     "fuse_elementwise",
     "fuse_reductions",
@@ -307,6 +310,7 @@ def lower(graph: Graph, made: Compilation, options: Options) -> Graph:
     passes: list[tuple[str, Callable[..., Graph]]] = [
         ("assign_layout", assign_layout),
         ("simplify", simplify),
+        ("split_batch_norm", split_batch_norm),
         ("fuse_conv_bn_relu", fuse_conv_bn_relu),
         ("fuse_elementwise", fuse_elementwise),
         ("fuse_reductions", fuse_reductions),
@@ -361,17 +365,35 @@ def _pack(
 ) -> Graph:
     tiles = ACCURACIES[options.accuracy]
 
-    def tile(inputs: int, outputs: int, size: tuple[int, int], dtype: DType) -> int:
-        fast = (t for t in tiles if winograd.is_faster(inputs, outputs, size, dtype, target, t))
-        return next(fast, 0)
+    def first_fast(is_faster: Callable[..., bool]) -> Callable[..., int]:
+        """The first of the tiles that beats the direct sum, or 0."""
+
+        def tile(inputs: int, outputs: int, size: tuple[int, int], dtype: DType) -> int:
+            fast = (t for t in tiles if is_faster(inputs, outputs, size, dtype, target, t))
+            return next(fast, 0)
+
+        return tile
+
+    tile = first_fast(winograd.is_faster)
 
     choices = None
     if options.tune:
         from .tuning import Rules, tune
 
         choices = tune(graph, made.batch, Rules(target, tile, tiles), ledger)
+
+    def packs_itself(rows: Extent, depth: int, dtype: DType) -> bool:
+        count = rows.at(made.batch) if isinstance(rows, Dim) else rows
+        return is_one_block(count, depth, dtype, target)
+
     return pack_weights(
-        graph, lambda n, dtype: choose_panel(n, target, dtype), ledger, tile, choices
+        graph,
+        lambda n, dtype: choose_panel(n, target, dtype),
+        ledger,
+        tile,
+        choices,
+        first_fast(winograd_grad_weight.is_faster),
+        packs_itself,
     )
 
 

@@ -95,6 +95,12 @@ class CompiledModule(Inspection, Module):
         lazy = LazyBackward(self._later_training_variant(call, wanted), call, wanted)
         return variant.assemble(_recorded(lazy, arrays))
 
+    def compile_for(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles what a call with these arguments would run now, and runs nothing; ``memory(n)``,
+        ``graph()`` and ``explain()`` then speak of it. Raises what such a call would."""
+        check_enabled("compile_for")
+        self._choose(Call(args, kwargs))
+
     def profile(self, *args: Any, seconds: float = 2.0, **kwargs: Any) -> Profile:
         """How long each kernel of ``self(*args, **kwargs)`` takes, from about ``seconds`` of runs.
 

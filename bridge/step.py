@@ -97,6 +97,13 @@ class CompiledStep(StepHalves):
         with grad_mode.no_grad(), in_modes([(m, False) for m in modules]):
             return mean_over_samples(loader, self._evaluate_batch, self.loss)
 
+    def compile_for(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles ``step(*args)`` and trains nothing: ``memory(n)`` then tells what training will
+        need at batch size ``n``, before any of it is allocated."""
+        check_arguments(args)
+        check_enabled("compile_for")
+        self._step_variant(Call(args, kwargs), self.clip)
+
     def profile(self, *args: Any, seconds: float = 2.0, **kwargs: Any) -> Profile:
         """How long each kernel of ``step(*args)`` takes, from about ``seconds`` of runs.
 

@@ -22,6 +22,7 @@ from netwright.passes.lay_out_attention import lay_out_attention
 from netwright.passes.pack_weights import pack_weights
 from netwright.passes.rewriting import Ledger
 from netwright.passes.simplify import simplify
+from netwright.passes.split_batch_norm import split_batch_norm
 
 Pass = Callable[[Graph, Ledger], Graph]
 
@@ -38,6 +39,7 @@ PASSES: dict[str, Pass] = {
     "eliminate_common_subexpressions": eliminate_common_subexpressions,
     "eliminate_dead_code": eliminate_dead_code,
     "assign_layout": assign_layout,
+    "split_batch_norm": split_batch_norm,
     "fuse_conv_bn_relu": fuse_conv_bn_relu,
     "fuse_elementwise": fuse_elementwise,
     "fuse_reductions": fuse_reductions,
