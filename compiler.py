@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from .codegen import winograd
+from .codegen.columns import accepts_columns
 from .codegen.packing import choose_panel
 from .codegen.program import emit_program
 from .codegen.target import Target, host
@@ -38,6 +39,7 @@ from .passes.fuse_elementwise import fuse_elementwise
 from .passes.fuse_reductions import fuse_reductions
 from .passes.lay_out_attention import lay_out_attention
 from .passes.lint import lint
+from .passes.lower_batch_norm import lower_batch_norm
 from .passes.pack_weights import pack_weights
 from .passes.plan_memory import plan_memory
 from .passes.rewriting import Ledger
@@ -55,6 +57,7 @@ PASSES = (
     "eliminate_dead_code",
     "assign_layout",
     "fuse_conv_bn_relu",
+    "lower_batch_norm",
     "fuse_elementwise",
     "fuse_reductions",
     "pack_weights",
@@ -231,6 +234,7 @@ def lower(graph: Graph, made: Compilation, options: Options) -> Graph:
         ("assign_layout", assign_layout),
         ("simplify", simplify),
         ("fuse_conv_bn_relu", fuse_conv_bn_relu),
+        ("lower_batch_norm", lower_batch_norm),
         ("fuse_elementwise", fuse_elementwise),
         ("fuse_reductions", fuse_reductions),
         ("pack_weights", partial(_pack, made=made, options=options, target=host())),
@@ -249,7 +253,7 @@ def build(made: Compilation, stage: str, target: Target, hoist: bool) -> None:
     with _timed(made, "passes", "verify"):
         verify(graph)
     with _timed(made, "plan"):
-        plan = made.plans[stage] = plan_memory(graph, hoist)
+        plan = made.plans[stage] = plan_memory(graph, hoist, accepts_columns)
     with _timed(made, "emit"):
         program = emit_program(graph, plan, target)
     with _timed(made, "link"):

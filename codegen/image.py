@@ -116,7 +116,8 @@ class Convolution:
     """Output pixels from input pixels: the axes, channels and the weight of a convolution.
 
     ``inputs`` and ``outputs`` are channels of all groups. ``size`` is the height and width of the
-    output. ``weight`` is the OIHW weight if it is not packed yet, ``flip`` its form.
+    output. ``weight`` is the OIHW weight if it is not packed yet, ``flip`` its form. ``x_pitch``
+    and ``y_pitch`` are elements from pixel to pixel in the input and in the output.
     """
 
     dtype: DType
@@ -132,6 +133,8 @@ class Convolution:
     flip: bool
     weight: TensorType | None
     flops: Extent
+    x_pitch: int
+    y_pitch: int
 
     @property
     def depthwise(self) -> bool:
@@ -182,13 +185,15 @@ class WeightGradient:
 @dataclass(frozen=True)
 class PaddedCopy:
     """Copies rows of one image of (rows, columns, channels) into a block with zeros where the
-    padded image has no pixel."""
+    padded image has no pixel. The image's pixels are ``source_pitch`` elements apart, if it is not
+    0; the block's follow each other."""
 
     dtype: DType
     rows: Axis
     columns: Axis
     channels: int
     height: int
+    source_pitch: int = 0
 
     @property
     def width(self) -> int:
@@ -231,7 +236,7 @@ class PaddedCopy:
                 line = quotient(f, distance, self.rows.spread)
                 first = -(-(left - self.columns.low) // self.columns.spread)
                 at = plus(f, times(f, line, self.columns.size), first)
-                source = f.element(image, scalar, times(f, at, self.channels))
+                source = f.element(image, scalar, times(f, at, self.source_pitch or self.channels))
                 self._copy(f, into, source, left, right, first)
             with f.when(f.emit(f"xor i1 {here}, true")):
                 _zero(f, into, inside)
@@ -241,7 +246,8 @@ class PaddedCopy:
     ) -> None:
         size, spread = self.dtype.itemsize, self.columns.spread
         pixel = self.channels * size
-        if spread == 1:
+        distance = self.source_pitch * size or pixel
+        if spread == 1 and distance == pixel:
             _move(f, into, source, (right - left) * pixel)
             return
         skip = self.columns.low + first * spread - left
@@ -249,7 +255,7 @@ class PaddedCopy:
         with f.loop(count) as loop:
             target = plus(f, times(f, loop.index, spread * pixel), skip * pixel)
             there = f.element(into, "i8", target)
-            _move(f, there, f.element(source, "i8", times(f, loop.index, pixel)), pixel)
+            _move(f, there, f.element(source, "i8", times(f, loop.index, distance)), pixel)
 
 
 def _zero(f: Function, address: str, size: int) -> None:

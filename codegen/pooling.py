@@ -107,6 +107,9 @@ class _Pool:
         nchw = layout == "NCHW"
         self.images: Extent = large.n * large.c if nchw else large.n
         self.channels = 1 if nchw else large.c
+        # Elements from pixel to pixel.
+        pitches = [1 if nchw else int(t.pitch) for t in (w.inputs[0], node.type)]  # type: ignore[arg-type]
+        self.x_pitch, self.y_pitch = pitches[:: -1 if grad else 1]
         self.e = w.emitter(self.dtype, self.channels)
         make = self._adaptive_axis if "output_size" in self.attrs else self._window_axis
         self.rows, self.columns = (make(i, large.size[i], small.size[i]) for i in (0, 1))
@@ -127,16 +130,18 @@ class _Pool:
     # -- places
 
     def x_pixel(self, base: str, n: Size, h: Size, w: Size) -> str:
-        return self._pixel(base, n, h, w, self.rows.size, self.columns.size)
+        return self._pixel(base, n, h, w, self.rows.size, self.columns.size, self.x_pitch)
 
     def y_pixel(self, base: str, n: Size, h: Size, w: Size) -> str:
-        return self._pixel(base, n, h, w, self.rows.out, self.columns.out)
+        return self._pixel(base, n, h, w, self.rows.out, self.columns.out, self.y_pitch)
 
-    def _pixel(self, base: str, n: Size, h: Size, w: Size, height: int, width: int) -> str:
+    def _pixel(
+        self, base: str, n: Size, h: Size, w: Size, height: int, width: int, pitch: int
+    ) -> str:
         fn = self.fn
         row = plus(fn, times(fn, n, height), h)
         index = plus(fn, times(fn, row, width), w)
-        return fn.element(base, self.kind, times(fn, index, self.channels))
+        return fn.element(base, self.kind, times(fn, index, pitch))
 
     def each_channel_block(self, group: int, body: Callable[[list[Position]], None]) -> None:
         blocks = column_blocks(self.e, self.channels, group)
@@ -195,7 +200,7 @@ class _Pool:
                 for kw in range(columns.kernel):
                     pixel = kh * rows.dilation * columns.size + kw * columns.dilation
                     places = [
-                        fn.element(c, self.kind, pixel * self.channels) if pixel else c
+                        fn.element(c, self.kind, pixel * self.x_pitch) if pixel else c
                         for c in corners
                     ]
                     carried = body(places, carried)

@@ -19,6 +19,7 @@ from netwright.passes.fuse_conv_bn_relu import fuse_conv_bn_relu
 from netwright.passes.fuse_elementwise import fuse_elementwise
 from netwright.passes.fuse_reductions import fuse_reductions
 from netwright.passes.lay_out_attention import lay_out_attention
+from netwright.passes.lower_batch_norm import lower_batch_norm
 from netwright.passes.pack_weights import pack_weights
 from netwright.passes.rewriting import Ledger
 from netwright.passes.simplify import simplify
@@ -39,6 +40,7 @@ PASSES: dict[str, Pass] = {
     "eliminate_dead_code": eliminate_dead_code,
     "assign_layout": assign_layout,
     "fuse_conv_bn_relu": fuse_conv_bn_relu,
+    "lower_batch_norm": lower_batch_norm,
     "fuse_elementwise": fuse_elementwise,
     "fuse_reductions": fuse_reductions,
     "pack_weights": _pack,
