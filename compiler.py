@@ -27,6 +27,7 @@ from .ir.graph import Graph
 from .ir.plan import Plan
 from .ir.types import DType
 from .ir.verify import verify
+from .passes.absorb_flatten import absorb_flatten
 from .passes.apply_optimizer import Update, apply_optimizer
 from .passes.assign_layout import assign_layout
 from .passes.differentiate import differentiate
@@ -56,6 +57,7 @@ PASSES = (
     "eliminate_common_subexpressions",
     "eliminate_dead_code",
     "assign_layout",
+    "absorb_flatten",
     "fuse_conv_bn_relu",
     "lower_batch_norm",
     "fuse_elementwise",
@@ -174,7 +176,7 @@ def warn(found: list[LintWarning], warned: set[str]) -> None:
 def compile_inference(made: Compilation, options: Options, target: Target | None = None) -> None:
     """Forward only; what depends on parameters alone is computed when a parameter changes."""
     graph = clean(made.traced.graph, made, options)
-    made.stages["optimized"] = lower(graph, made, options)
+    made.stages["optimized"] = lower(graph, made, options, inference=True)
     build(made, "optimized", target or host(), hoist=True)
 
 
@@ -228,11 +230,17 @@ def clean(graph: Graph, made: Compilation, options: Options, suffix: str = "") -
     return graph
 
 
-def lower(graph: Graph, made: Compilation, options: Options) -> Graph:
-    """The passes that choose layouts and form kernels."""
+def lower(
+    graph: Graph, made: Compilation, options: Options, inference: bool = False
+) -> Graph:
+    """The passes that choose layouts and form kernels.
+
+    ``inference`` says that weights seldom change: what moves work to them pays.
+    """
     passes: list[tuple[str, Callable[..., Graph]]] = [
         ("assign_layout", assign_layout),
         ("simplify", simplify),
+        *([("absorb_flatten", absorb_flatten)] if inference else ()),
         ("fuse_conv_bn_relu", fuse_conv_bn_relu),
         ("lower_batch_norm", lower_batch_norm),
         ("fuse_elementwise", fuse_elementwise),

@@ -10,6 +10,7 @@ from netwright.ir.graph import Graph
 from netwright.ir.interpreter import evaluate
 from netwright.ir.text import parse
 from netwright.ir.verify import verify
+from netwright.passes.absorb_flatten import absorb_flatten
 from netwright.passes.assign_layout import assign_layout
 from netwright.passes.eliminate_common_subexpressions import eliminate_common_subexpressions
 from netwright.passes.eliminate_dead_code import eliminate_dead_code
@@ -39,6 +40,7 @@ PASSES: dict[str, Pass] = {
     "eliminate_common_subexpressions": eliminate_common_subexpressions,
     "eliminate_dead_code": eliminate_dead_code,
     "assign_layout": assign_layout,
+    "absorb_flatten": absorb_flatten,
     "fuse_conv_bn_relu": fuse_conv_bn_relu,
     "lower_batch_norm": lower_batch_norm,
     "fuse_elementwise": fuse_elementwise,
