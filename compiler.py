@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,14 +23,14 @@ from .errors import LintWarning, NetwrightError
 from .frontend import dispatch, tree
 from .frontend import trace as tracing
 from .frontend.nn.module import Module
-from .ir.graph import Graph
+from .ir.graph import Graph, Value
 from .ir.plan import Plan
 from .ir.types import DType
 from .ir.verify import verify
 from .passes.absorb_flatten import absorb_flatten
 from .passes.apply_optimizer import Update, apply_optimizer
 from .passes.assign_layout import assign_layout
-from .passes.differentiate import differentiate
+from .passes.differentiate import GRAD, differentiate
 from .passes.eliminate_common_subexpressions import eliminate_common_subexpressions
 from .passes.eliminate_dead_code import eliminate_dead_code
 from .passes.eliminate_redundant_softmax import eliminate_redundant_softmax
@@ -43,6 +43,7 @@ from .passes.lint import lint
 from .passes.lower_batch_norm import lower_batch_norm
 from .passes.pack_weights import pack_weights
 from .passes.plan_memory import plan_memory
+from .passes.recompute import recompute
 from .passes.rewriting import Ledger
 from .passes.simplify import simplify
 from .passes.split_backward import split_backward
@@ -78,13 +79,15 @@ errors some ten times those of the direct sum."""
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may choose; ``passes`` switches single passes off by name."""
+    """What a user may choose; ``passes`` switches single passes off by name, ``checkpoint`` has the
+    paths of the modules whose values the backward pass computes again."""
 
     strict: bool = False
     dynamic: bool = True
     tune: bool = False
     accuracy: str = "standard"
     passes: Mapping[str, bool] = field(default_factory=dict)
+    checkpoint: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.accuracy not in ACCURACIES:
@@ -188,6 +191,8 @@ def compile_training(
     with _timed(made, "passes", "differentiate"):
         graph = made.stages["differentiate"] = differentiate(graph, wrt)
     graph = clean(graph, made, options, "_backward")
+    results = {v for k, v in graph.outputs.items() if not k.startswith(GRAD)}
+    graph = _recompute(graph, results | set(graph.updates.values()), made, options)
     if options.enabled("assign_layout"):
         graph = _run("assign_layout", assign_layout, graph, made)
     with _timed(made, "passes", "split_backward"):
@@ -210,6 +215,8 @@ def compile_step(
     with _timed(made, "passes", "apply_optimizer"):
         graph = made.stages["apply_optimizer"] = apply_optimizer(graph, updates)
     graph = clean(graph, made, options, "_backward")
+    results = {graph.outputs["out"], *(graph.updates[k] for k in made.traced.graph.updates)}
+    graph = _recompute(graph, results, made, options)
     made.stages["optimized"] = lower(graph, made, options)
     build(made, "optimized", target or host(), hoist=False)
 
@@ -280,6 +287,15 @@ def recorder(made: Compilation, stage: str, target: Target | None = None) -> Rec
         program = emit_timed(made.stages[stage], made.plans[stage], executable.program)
         made.recorders[stage] = Recorder(executable, program, target or host())
     return made.recorders[stage]
+
+
+def _recompute(
+    graph: Graph, results: Collection[Value], made: Compilation, options: Options
+) -> Graph:
+    if not options.checkpoint:
+        return graph
+    apply = partial(recompute, blocks=options.checkpoint, results=results)
+    return _run("recompute", lambda g, ledger: apply(g, ledger=ledger), graph, made)
 
 
 def _pack(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import Any, overload
 
 from ..compiler import Options
@@ -21,6 +23,7 @@ def compile(
     tune: bool = False,
     accuracy: str = "standard",
     passes: Mapping[str, bool] | None = None,
+    checkpoint: Sequence[str] = (),
 ) -> CompiledModule: ...
 
 
@@ -35,6 +38,7 @@ def compile(
     tune: bool = False,
     accuracy: str = "standard",
     passes: Mapping[str, bool] | None = None,
+    checkpoint: Sequence[str] = (),
 ) -> CompiledStep: ...
 
 
@@ -48,6 +52,7 @@ def compile(
     tune: bool = False,
     accuracy: str = "standard",
     passes: Mapping[str, bool] | None = None,
+    checkpoint: Sequence[str] = (),
 ) -> CompiledModule | CompiledStep:
     """A compiled form of ``model``; compilation happens at the first call of each kind.
 
@@ -62,7 +67,10 @@ def compile(
     accuracy: ``"relaxed"`` allows algorithms whose rounding errors are some ten times larger
     (Winograd's F(4x4, 3x3)); the relative error of a network stays around 1e-5.
     passes: switches passes off by name, ``{"fuse_conv_bn_relu": False}``.
-    Raises TypeError for something else than a module, ValueError for unknown passes or accuracies.
+    checkpoint: modules, by path or pattern (``["layers.*"]``), of which training keeps only what
+    goes in and what comes out; the backward pass computes what is inside again, in less memory.
+    Raises TypeError for something else than a module, ValueError for unknown passes, accuracies or
+    modules.
     """
     if not isinstance(model, Module):
         raise TypeError(
@@ -71,7 +79,8 @@ def compile(
         )
     if isinstance(model, CompiledModule):
         model = model._model
-    options = Options(strict, dynamic, tune, accuracy, dict(passes or {}))
+    blocks = _modules(model, checkpoint)
+    options = Options(strict, dynamic, tune, accuracy, dict(passes or {}), blocks)
     if (loss is None) != (optimizer is None):
         missing = "optimizer" if optimizer is None else "loss"
         raise TypeError(
@@ -87,3 +96,24 @@ def compile(
             f"{type(optimizer).__name__}"
         )
     return CompiledStep(model, loss, optimizer, options)
+
+
+def _modules(model: Module, checkpoint: Sequence[str]) -> tuple[str, ...]:
+    """The paths of the modules that ``checkpoint`` names."""
+    if isinstance(checkpoint, str) or not all(isinstance(c, str) for c in checkpoint):
+        raise TypeError(
+            f"compile(): checkpoint must be a list of module paths, got {checkpoint!r}"
+        )
+    paths = [path for path, _ in model.named_modules() if path]
+    chosen: list[str] = []
+    for pattern in checkpoint:
+        found = [path for path in paths if fnmatchcase(path, pattern)]
+        if not found:
+            near = get_close_matches(pattern, paths, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"compile(): checkpoint={pattern!r} fits no module of "
+                f"{type(model).__name__}{hint} See named_modules()"
+            )
+        chosen += found
+    return tuple(dict.fromkeys(chosen))

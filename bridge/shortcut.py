@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
-
 from ..frontend import dispatch, grad_mode
 from ..frontend.changes import structure, writes
 from ..frontend.tensor import Tensor
@@ -33,11 +31,13 @@ class Shortcut:
         self._threads = settings.num_threads()
         self._expires = time.perf_counter() + _FRESH_SECONDS
         arrays = [t._array for t in call.leaves]
-        self._kinds = [(a.shape, a.dtype) for a in arrays]
         ((name, kind),) = variant.results.items()
-        self._shape = tuple([d.coef * n if isinstance(d, Dim) else d for d in kind.shape])
-        self._dtype = kind.dtype.np
-        self._run = variant.executable.repeat(n, variant.traced.inputs, [name])
+        shape = tuple([d.coef * n if isinstance(d, Dim) else d for d in kind.shape])
+        inputs = [
+            (path, a.shape, a.dtype)
+            for path, a in zip(variant.traced.inputs, arrays, strict=True)
+        ]
+        self._run = variant.executable.repeat(n, inputs, (name, shape, kind.dtype.np))
 
     @property
     def possible(self) -> bool:
@@ -52,7 +52,7 @@ class Shortcut:
             or settings.generation != self._settings
             or grad_mode.is_grad_enabled()
             or dispatch.tracer is not None
-            or len(args) != len(self._kinds)
+            or self._run is None
         ):
             return None
         now = time.perf_counter()
@@ -60,22 +60,8 @@ class Shortcut:
             if settings.disabled() or settings.num_threads() != self._threads:
                 return None
             self._expires = now + _FRESH_SECONDS
-        arrays = []
-        for arg, (shape, dtype) in zip(args, self._kinds, strict=True):
-            array = arg._array if isinstance(arg, Tensor) else arg
-            if (
-                not isinstance(array, np.ndarray)
-                or array.dtype is not dtype
-                or array.shape != shape
-                or not array.flags.carray
-            ):
-                return None
-            arrays.append(array)
-        result = np.empty(self._shape, self._dtype)
-        arrays.append(result)
-        assert self._run is not None
-        self._run(arrays)
-        return dispatch.wrap(result)
+        result = self._run([a._array if isinstance(a, Tensor) else a for a in args])
+        return None if result is None else dispatch.wrap(result)
 
 
 def shortcut_for(variant: Variant, call: Call, n: int) -> Shortcut | None:

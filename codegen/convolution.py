@@ -213,7 +213,7 @@ class _Writer:
         while True:
             rows = -(-total // max(1, blocks))
             rows = -(-rows // self.lines) * self.lines
-            if rows <= self.lines or self._copy(rows).bytes <= self.target.l2 // 4:
+            if rows <= self.lines or self._copy(rows).bytes <= self.target.l2 // 2:
                 return max(1, rows)
             blocks += 1
 

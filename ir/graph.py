@@ -9,7 +9,7 @@ and lose the order of operands).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -226,6 +226,17 @@ class Graph:
         if isinstance(value, Value):
             found = [u for u in found if value in u.operands]
         return tuple(found)
+
+    def ancestors(self, values: Iterable[Value]) -> set[str]:
+        """Names of the nodes on which the values depend, their own included."""
+        pending = [v.node for v in values]
+        seen: set[str] = set()
+        while pending:
+            name = pending.pop()
+            if name not in seen:
+                seen.add(name)
+                pending += [v.node for v in self.node(name).operands]
+        return seen
 
     # -- reading ----------------------------------------------------------------------------
 

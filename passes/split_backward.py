@@ -53,7 +53,7 @@ _FREE = ("reshape", "broadcast_to")
 def split_backward(graph: Graph) -> tuple[Graph, Graph]:
     """``(forward, backward)`` of a graph made by ``differentiate`` without a loss."""
     results = {k: v for k, v in graph.outputs.items() if not k.startswith(GRAD)}
-    needed = _ancestors(graph, [*results.values(), *graph.updates.values()])
+    needed = graph.ancestors([*results.values(), *graph.updates.values()])
     forward = Graph(graph.name)
     env: dict[Value, Value] = {}
     for node in graph.nodes:
@@ -66,18 +66,6 @@ def split_backward(graph: Graph) -> tuple[Graph, Graph]:
 
 def _is_seed(node: Node) -> bool:
     return node.op == "input" and node.attrs["path"].startswith(GRAD)
-
-
-def _ancestors(graph: Graph, values: Iterable[Value]) -> set[str]:
-    """Nodes on which the values depend, their own included."""
-    pending = [v.node for v in values]
-    seen: set[str] = set()
-    while pending:
-        name = pending.pop()
-        if name not in seen:
-            seen.add(name)
-            pending += [v.node for v in graph.node(name).operands]
-    return seen
 
 
 def _copy(new: Graph, node: Node, env: dict[Value, Value], origin: Graph) -> None:

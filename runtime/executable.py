@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 import weakref
@@ -17,6 +16,7 @@ from ..ir.plan import Location
 from ..ir.types import TensorType
 from . import jit, pool, settings
 from .memory import address, allocate
+from .native_call import native_call
 
 if TYPE_CHECKING:
     from ..codegen.program import Fallback, Program, Segment
@@ -29,7 +29,7 @@ microseconds, and they come 50 to 60 us later."""
 INDEXED = ("cross_entropy", "embedding", "gather")
 """Operators whose kernels check indices or labels."""
 
-Repeat = Callable[[Sequence[np.ndarray]], None]
+Repeat = Callable[[Sequence[object]], np.ndarray | None]
 
 _alive: weakref.WeakSet[Executable] = weakref.WeakSet()
 
@@ -123,11 +123,17 @@ class Executable:
             if self._status[0]:
                 raise IndexError(self._bad_index())
 
-    def repeat(self, n: int, inputs: Sequence[str], outputs: Sequence[str]) -> Repeat | None:
+    def repeat(
+        self,
+        n: int,
+        inputs: Sequence[tuple[str, tuple[int, ...], np.dtype]],
+        output: tuple[str, tuple[int, ...], np.dtype],
+    ) -> Repeat | None:
         """A function for runs like the last one, or None if runs are not one native call.
 
-        It takes the arrays for ``inputs`` and for ``outputs`` in this order, and trusts its caller:
-        that batch size, state and number of threads are those of the last `run`.
+        It takes the arrays for ``inputs`` (path, shape, dtype) in this order and returns a new
+        array, ``output``; None if an argument is no readable C-contiguous array of that kind. It
+        trusts its caller: that batch size, state and number of threads are those of the last `run`.
         """
         if len(self._run) != 1 or not isinstance(self._run[0], int):
             return None
@@ -135,18 +141,24 @@ class Executable:
             return None
         with self._lock:
             threads = 1 if self._short(n) else settings.num_threads()
-        names = [*("input:" + p for p in inputs), *("output:" + p for p in outputs)]
-        if any(name not in self._slots for name in names):
+        if any("input:" + path not in self._slots for path, _, _ in inputs):
             return None
-        slots = [self._slots[name] for name in names]
-        call = pool.caller(self._run[0], self.table_address, n, threads)
-        table = (ctypes.c_uint64 * len(self._table)).from_address(self.table_address)
+        if "output:" + output[0] not in self._slots:
+            return None
+        call = native_call(
+            self._run[0],
+            self.table_address,
+            n,
+            [(self._slots["input:" + path], shape, dtype) for path, shape, dtype in inputs],
+            (self._slots["output:" + output[0]], *output[1:]),
+        )
+        if call is None:
+            return None
 
-        def run(arrays: Sequence[np.ndarray]) -> None:
+        def run(arrays: Sequence[object]) -> np.ndarray | None:
             with self._lock:
-                for slot, array in zip(slots, arrays, strict=True):
-                    table[slot] = address(array)
-                call()
+                found: np.ndarray | None = pool.lend(threads, call, arrays)
+                return found
 
         return run
 

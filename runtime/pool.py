@@ -23,13 +23,15 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from . import settings
-from .team import Team, available, clock
+from .team import Team, available, clock, native_run
 
-__all__ = ["Pool", "available", "caller", "clock", "quiesce", "retire", "run", "shared"]
+__all__ = ["Pool", "available", "clock", "lend", "quiesce", "retire", "run", "shared"]
+
+_T = TypeVar("_T")
 
 _ENTRY = ctypes.CFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p
@@ -55,6 +57,14 @@ class Pool:
         is busy or cannot grow, and 1 if the others cannot keep up on a loaded machine. Raises
         ValueError if ``nthreads`` is not from 1 to 1024.
         """
+        return self.lend(nthreads, _run, (entry, args, n))
+
+    def lend(self, nthreads: int, call: Callable[..., _T], args: Sequence[object]) -> _T:
+        """``call(team, threads, *args)`` with a team for itself alone: the address of its state.
+
+        Address 0 and 1 thread if one is enough, the pool is busy or cannot grow. ValueError as in
+        `run`.
+        """
         if nthreads != 1:
             if not 1 <= nthreads <= settings.MAX_THREADS:
                 raise ValueError(
@@ -68,21 +78,12 @@ class Pool:
                     nthreads = min(nthreads, team.threads) if team is not None else 1
                     if team is not None and nthreads > 1:
                         looked = team.placement.check()
-                        return int(team.run(team.state, entry, args, n, nthreads))
+                        return call(team.state, nthreads, *args)
                 finally:
                     lock.release()
                     if looked and _retired:
                         _sweep()
-        _direct(entry)(args, n, 0, 1, None)
-        return 1
-
-    def caller(
-        self, entry: int, args: int | None, n: int, nthreads: int
-    ) -> Callable[[], object]:
-        """``run`` with these arguments, for many calls."""
-        if nthreads == 1:
-            return functools.partial(_direct(entry), args, n, 0, 1, None)
-        return functools.partial(self.run, entry, args, n, nthreads)
+        return call(0, 1, *args)
 
     @property
     def threads(self) -> int:
@@ -154,9 +155,16 @@ def run(entry: int, args: int | None, n: int, nthreads: int | None = None) -> in
     return shared.run(entry, args, n, settings.num_threads() if nthreads is None else nthreads)
 
 
-def caller(entry: int, args: int | None, n: int, nthreads: int) -> Callable[[], object]:
-    """`Pool.caller` on the process's pool."""
-    return shared.caller(entry, args, n, nthreads)
+def lend(nthreads: int, call: Callable[..., _T], args: Sequence[object]) -> _T:
+    """`Pool.lend` on the process's pool."""
+    return shared.lend(nthreads, call, args)
+
+
+def _run(team: int, threads: int, entry: int, args: int | None, n: int) -> int:
+    if team:
+        return int(native_run()(team, entry, args, n, threads))
+    _direct(entry)(args, n, 0, 1, None)
+    return 1
 
 
 def quiesce(timeout: float = -1) -> bool:

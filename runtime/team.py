@@ -1,9 +1,9 @@
 """The threads of a pool: their native code, their memory, how they start and end.
 
-`Team.run` is one foreign call: it writes the job into a record, bumps the record's sequence number,
-which the workers watch, and runs thread 0 itself (`codegen.spmd` explains how the threads share a
-job's work). It returns when the work is done, whatever the workers are doing then. Workers hold no
-Python state and never take the GIL.
+`nw_pool_run` writes the job into a record, bumps the record's sequence number, which the workers
+watch, and runs thread 0 itself (`codegen.spmd` explains how the threads share a job's work). It
+returns when the work is done, whatever the workers are doing then. Workers hold no Python state and
+never take the GIL.
 
 **The record is written while workers may read it.** Its sequence number is odd during that time
 and grows with every job. A worker copies the record and takes the copy only if the number was even
@@ -259,7 +259,6 @@ class Team:
         self.placement = Placement(self._handles)
         self._library = library
         word, address = ctypes.c_int64, ctypes.c_void_p
-        self.run = library.function("nw_pool_run", word, address, address, address, word, word)
         self._stop = library.function("nw_pool_stop", None, address)
         self._vacate = library.function("nw_pool_vacate", word, address, word)
 
@@ -339,6 +338,13 @@ def native() -> Library:
     from . import jit
 
     return jit.load(team_ir(spmd.host_triple()), key_parts={"kind": "thread pool"})
+
+
+@functools.lru_cache(maxsize=1)
+def native_run() -> Callable[..., int]:
+    """``nw_pool_run`` as a foreign function, see `team_ir`."""
+    word, address = ctypes.c_int64, ctypes.c_void_p
+    return native().function("nw_pool_run", word, address, address, address, word, word)
 
 
 @functools.lru_cache(maxsize=1)

@@ -41,7 +41,7 @@ def test_the_first_compilation_runs_llvm_and_the_next_finds_what_it_made() -> No
     first = compiled(network())
     report = first.compile_report()
     (program,) = report.programs
-    assert program.origin == "compiled" and program.processes == 1 and not program.problem
+    assert program.origin == "compiled" and program.processes >= 1 and not program.problem
     assert not report.from_cache
     assert report.phases["llvm"] > 0
     assert program.object_bytes > 0 and program.ir_bytes > 0
