@@ -49,6 +49,8 @@ POOLS = (
 
 # Largest window that is unrolled, in taps.
 UNROLLED = 16
+# Independent parts of one image that are worth cutting it into, such as a global average.
+_PARTS = 4
 
 
 def emit_pool(node: Node, graph: Graph, target: Target) -> Kernel | None:
@@ -339,10 +341,14 @@ class _Pool:
     # -- average
 
     def average(self) -> TaskCount:
+        """A task is a row of windows or, if images have few of them, some channels of one."""
         fn, e = self.fn, self.e
         zero = e.constant(0, self.dtype)
+        group = max(1, min(4, self.channels // (_PARTS * e.lanes)))
+        blocks = column_blocks(e, self.channels, group) if self.rows.out < _PARTS else 1
         with fn.loop("%end", "%begin") as task:
-            n, oh = unravel(fn, task.index, [self.w.size(self.images), self.rows.out])
+            extents = [self.w.size(self.images), self.rows.out, blocks]
+            n, oh, part = unravel(fn, task.index, extents)
 
             def output(ow: Size, inside: bool) -> None:
                 y = self.y_pixel("%out0", n, oh, ow)
@@ -357,10 +363,13 @@ class _Pool:
                     for place, v in zip(at, found, strict=True):
                         place.store(e.mul(v, share), y)
 
-                self.each_channel_block(2 if inside else 4, block)
+                if blocks > 1:
+                    in_column_block(e, self.channels, group, part, block)
+                else:
+                    self.each_channel_block(2 if inside else 4, block)
 
             self.each_output(oh, output)
-        return TaskCount(self.images * self.rows.out)
+        return TaskCount(self.images * self.rows.out * blocks)
 
     def share(self, oh: Size, ow: Size, inside: bool) -> Lane:
         """One over the divisor of a window, in every lane."""
