@@ -227,9 +227,11 @@ class Executable:
         concrete = kind.at(n)
         shape = tuple(int(d) for d in concrete.shape)  # type: ignore[arg-type]
         dtype = kind.dtype.np
+        if 0 in shape:
+            return np.empty(shape, dtype)
         base = self._bases[location.slot]
         if base.dtype != np.uint8 or base.ndim != 1:
-            base = base.reshape(-1).view(np.uint8) if base.size else np.empty(0, np.uint8)
+            base = base.reshape(-1).view(np.uint8)
         start = location.offset * (n if location.slot == "batch" else 1) + location.start
         return np.ndarray(shape, dtype, base, start, location.strides(shape, dtype.itemsize))
 
