@@ -20,7 +20,7 @@ from .runtime.settings import num_threads as get_num_threads
 from .runtime.settings import set_num_threads
 
 if TYPE_CHECKING:
-    from . import ir
+    from . import distributed, ir
     from .bridge.compile import compile
 
 __version__ = "0.1.0"
@@ -28,6 +28,7 @@ __all__ = [
     *_frontend_names,
     "LintWarning",
     "compile",
+    "distributed",
     "errors",
     "get_num_threads",
     "ir",
@@ -56,6 +57,6 @@ def __getattr__(name: str) -> Any:
 
     if name == "compile":
         return importlib.import_module(".bridge.compile", __name__).compile
-    if name == "ir":
-        return importlib.import_module(".ir", __name__)
+    if name in ("ir", "distributed"):
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

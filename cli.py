@@ -1,6 +1,7 @@
 """The command line: ``netwright COMMAND ...`` or ``python -m netwright COMMAND ...``.
 
-``docs/cli.md`` describes the commands, their JSON and the exit codes: 0 good, 1 failed, 2 misuse.
+``docs/cli.md`` describes the commands, their JSON and the exit codes: 0 good, 1 failed, 2 misuse,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import bench, cache, demo, doctor, inspect, lint, profile
-from .commands.failure import FAILED, Failure, Misuse
+from .commands import bench, cache, demo, doctor, inspect, lint, profile, train
+from .commands.failure import FAILED, INTERRUPTED, Failure, Misuse
 from .commands.text import warnings_as_lines
 from .errors import NetwrightError
 from .runtime import settings
 
-COMMANDS = (demo, inspect, bench, profile, lint, doctor, cache)
-INTERRUPTED = 130
+COMMANDS = (demo, inspect, train, bench, profile, lint, doctor, cache)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

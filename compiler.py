@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from .codegen import winograd
+from .codegen import winograd, winograd_grad_weight
 from .codegen.columns import accepts_columns
+from .codegen.gemm import is_one_block
 from .codegen.packing import choose_panel
 from .codegen.program import emit_program
 from .codegen.target import Target, host
@@ -23,13 +24,16 @@ from .errors import LintWarning, NetwrightError
 from .frontend import dispatch, tree
 from .frontend import trace as tracing
 from .frontend.nn.module import Module
+from .frontend.tensor import Tensor
 from .ir.graph import Graph, Value
 from .ir.plan import Plan
-from .ir.types import DType
+from .ir.types import Dim, DType, Extent, TensorType
 from .ir.verify import verify
 from .passes.absorb_flatten import absorb_flatten
+from .passes.accumulate_gradients import accumulate_gradients, gradients_from_buffers
 from .passes.apply_optimizer import Update, apply_optimizer
 from .passes.assign_layout import assign_layout
+from .passes.clip_gradients import clip_gradients
 from .passes.differentiate import GRAD, differentiate
 from .passes.eliminate_common_subexpressions import eliminate_common_subexpressions
 from .passes.eliminate_dead_code import eliminate_dead_code
@@ -47,6 +51,7 @@ from .passes.recompute import recompute
 from .passes.rewriting import Ledger
 from .passes.simplify import simplify
 from .passes.split_backward import split_backward
+from .passes.split_batch_norm import split_batch_norm
 from .runtime.executable import Executable
 from .runtime.timed import Recorder
 
@@ -59,6 +64,7 @@ PASSES = (
     "eliminate_dead_code",
     "assign_layout",
     "absorb_flatten",
+    "split_batch_norm",
     "fuse_conv_bn_relu",
     "lower_batch_norm",
     "fuse_elementwise",
@@ -104,6 +110,18 @@ class Options:
     def enabled(self, name: str) -> bool:
         """Whether a pass runs."""
         return self.passes.get(name, True)
+
+
+SCALE = "opt.scale"
+"""The number that multiplies the loss before it is differentiated, in programs for gradients."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Whether a step limits the gradients' global norm and their elements."""
+
+    norm: bool = False
+    value: bool = False
 
 
 @dataclass
@@ -204,19 +222,74 @@ def compile_training(
 
 
 def compile_step(
-    made: Compilation, updates: list[Update], options: Options, target: Target | None = None
+    made: Compilation,
+    updates: list[Update],
+    clip: Clip,
+    options: Options,
+    target: Target | None = None,
 ) -> None:
     """Forward, loss, backward and update as one executable."""
-    graph = made.traced.graph
-    graph = clean(graph, made, options)
+    graph = clean(made.traced.graph, made, options)
     wrt = {u.path for u in updates}
     with _timed(made, "passes", "differentiate"):
         graph = made.stages["differentiate"] = differentiate(graph, wrt, loss="out")
+    _finish_step(_with_optimizer(graph, updates, clip, made), made, options, target)
+
+
+def compile_gradients(
+    made: Compilation,
+    wrt: set[str],
+    add: bool,
+    options: Options,
+    target: Target | None = None,
+) -> None:
+    """Forward, loss and backward as one executable, whose gradients replace those in the buffers
+    or, with ``add``, are added to them. The number SCALE multiplies the loss."""
+    graph = clean(made.traced.graph, made, options)
+    with _timed(made, "passes", "differentiate"):
+        graph = differentiate(graph, wrt, loss="out", scale=SCALE)
+        made.stages["differentiate"] = graph
+    with _timed(made, "passes", "accumulate_gradients"):
+        graph = made.stages["accumulate_gradients"] = accumulate_gradients(graph, add)
+    _finish_step(graph, made, options, target)
+
+
+def compile_update(
+    name: str,
+    parameters: Mapping[str, Tensor],
+    updates: list[Update],
+    clip: Clip,
+    options: Options,
+    target: Target | None = None,
+) -> Compilation:
+    """Clipping and update of parameters, by path, from the buffers that the programs of
+    ``compile_gradients`` fill."""
+    types = {path: TensorType(p.dtype, tuple(p.shape)) for path, p in parameters.items()}
+    graph = gradients_from_buffers(types, name)
+    traced = tracing.Traced(graph, [], None, dict(parameters))
+    made = Compilation(traced, {"traced": graph}, Ledger())
+    _finish_step(_with_optimizer(graph, updates, clip, made), made, options, target)
+    return made
+
+
+def _with_optimizer(
+    graph: Graph, updates: list[Update], clip: Clip, made: Compilation
+) -> Graph:
+    if clip.norm or clip.value:
+        with _timed(made, "passes", "clip_gradients"):
+            graph = made.stages["clip_gradients"] = clip_gradients(graph, clip.norm, clip.value)
     with _timed(made, "passes", "apply_optimizer"):
         graph = made.stages["apply_optimizer"] = apply_optimizer(graph, updates)
+    return graph
+
+
+def _finish_step(
+    graph: Graph, made: Compilation, options: Options, target: Target | None
+) -> None:
     graph = clean(graph, made, options, "_backward")
-    results = {graph.outputs["out"], *(graph.updates[k] for k in made.traced.graph.updates)}
-    graph = _recompute(graph, results, made, options)
+    forward = {graph.outputs[k] for k in made.traced.graph.outputs if k in graph.outputs}
+    forward |= {graph.updates[k] for k in made.traced.graph.updates}
+    graph = _recompute(graph, forward, made, options)
     made.stages["optimized"] = lower(graph, made, options)
     build(made, "optimized", target or host(), hoist=False)
 
@@ -248,6 +321,7 @@ def lower(
         ("assign_layout", assign_layout),
         ("simplify", simplify),
         *([("absorb_flatten", absorb_flatten)] if inference else ()),
+        ("split_batch_norm", split_batch_norm),
         ("fuse_conv_bn_relu", fuse_conv_bn_relu),
         ("lower_batch_norm", lower_batch_norm),
         ("fuse_elementwise", fuse_elementwise),
@@ -303,17 +377,35 @@ def _pack(
 ) -> Graph:
     tiles = ACCURACIES[options.accuracy]
 
-    def tile(inputs: int, outputs: int, size: tuple[int, int], dtype: DType) -> int:
-        fast = (t for t in tiles if winograd.is_faster(inputs, outputs, size, dtype, target, t))
-        return next(fast, 0)
+    def first_fast(is_faster: Callable[..., bool]) -> Callable[..., int]:
+        """The first of the tiles that beats the direct sum, or 0."""
+
+        def tile(inputs: int, outputs: int, size: tuple[int, int], dtype: DType) -> int:
+            fast = (t for t in tiles if is_faster(inputs, outputs, size, dtype, target, t))
+            return next(fast, 0)
+
+        return tile
+
+    tile = first_fast(winograd.is_faster)
 
     choices = None
     if options.tune:
         from .tuning import Rules, tune
 
         choices = tune(graph, made.batch, Rules(target, tile, tiles), ledger)
+
+    def packs_itself(rows: Extent, depth: int, dtype: DType) -> bool:
+        count = rows.at(made.batch) if isinstance(rows, Dim) else rows
+        return is_one_block(count, depth, dtype, target)
+
     return pack_weights(
-        graph, lambda n, dtype: choose_panel(n, target, dtype), ledger, tile, choices
+        graph,
+        lambda n, dtype: choose_panel(n, target, dtype),
+        ledger,
+        tile,
+        choices,
+        first_fast(winograd_grad_weight.is_faster),
+        packs_itself,
     )
 
 

@@ -33,6 +33,9 @@ def compile(
     *,
     loss: Callable[..., Any],
     optimizer: Optimizer,
+    accumulate: int = 1,
+    clip_grad_norm: float | None = None,
+    clip_grad_value: float | None = None,
     strict: bool = False,
     dynamic: bool = True,
     tune: bool = False,
@@ -47,6 +50,9 @@ def compile(
     *,
     loss: Callable[..., Any] | None = None,
     optimizer: Optimizer | None = None,
+    accumulate: int = 1,
+    clip_grad_norm: float | None = None,
+    clip_grad_value: float | None = None,
     strict: bool = False,
     dynamic: bool = True,
     tune: bool = False,
@@ -60,6 +66,10 @@ def compile(
     training under autograd. With ``loss`` (a module or ``f(output, target)``) and ``optimizer``:
     ``step(x, target)``, one native call for forward, backward and update.
 
+    accumulate: an update follows every so many calls of a step, from the gradients of the mean of
+    their losses. clip_grad_norm, clip_grad_value: limits of the gradients' norm (over all that the
+    step trains) and of their elements, applied before the update. These three are attributes of
+    the step as well and may change between calls.
     strict: never change the program's meaning (keeps a softmax before CrossEntropyLoss).
     dynamic: the leading dimension is symbolic, so another batch size compiles nothing.
     tune: times the few ways to compute each layer on this machine, at the first call's batch size,
@@ -69,8 +79,8 @@ def compile(
     passes: switches passes off by name, ``{"fuse_conv_bn_relu": False}``.
     checkpoint: modules, by path or pattern (``["layers.*"]``), of which training keeps only what
     goes in and what comes out; the backward pass computes what is inside again, in less memory.
-    Raises TypeError for something else than a module, ValueError for unknown passes, accuracies or
-    modules.
+    Raises TypeError for something else than a module, and for options of a step without a loss;
+    ValueError for unknown passes, accuracies or modules, and for numbers out of range.
     """
     if not isinstance(model, Module):
         raise TypeError(
@@ -87,15 +97,27 @@ def compile(
             f"compile(): a training step needs loss and optimizer; {missing} is missing"
         )
     if loss is None or optimizer is None:
+        if (accumulate, clip_grad_norm, clip_grad_value) != (1, None, None):
+            raise TypeError(
+                "compile(): accumulate, clip_grad_norm and clip_grad_value are options of a "
+                "training step; give loss and optimizer, too"
+            )
         return CompiledModule(model, options)
     if not callable(loss):
-        raise TypeError(f"compile(): loss must be callable, got {type(loss).__name__}")
+        hint = "; for several losses, write a function that adds them"
+        several = isinstance(loss, (list, tuple, dict))
+        raise TypeError(
+            "compile(): loss must be a module or a function f(output, target), got "
+            f"{type(loss).__name__}{hint if several else ''}"
+        )
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"compile(): optimizer must be a netwright.optim.Optimizer, got "
             f"{type(optimizer).__name__}"
         )
-    return CompiledStep(model, loss, optimizer, options)
+    return CompiledStep(
+        model, loss, optimizer, options, accumulate, clip_grad_norm, clip_grad_value
+    )
 
 
 def _modules(model: Module, checkpoint: Sequence[str]) -> tuple[str, ...]:

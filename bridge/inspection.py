@@ -16,7 +16,7 @@ from ..runtime import settings
 from .compile_report import CompileReport
 from .memory_use import MemoryUse
 
-MODES = ("eval", "train", "step", "forward")
+MODES = ("eval", "train", "step", "gradients", "update", "forward")
 
 
 class Inspection:

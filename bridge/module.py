@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -95,6 +95,12 @@ class CompiledModule(Inspection, Module):
         lazy = LazyBackward(self._later_training_variant(call, wanted), call, wanted)
         return variant.assemble(_recorded(lazy, arrays))
 
+    def compile_for(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles what a call with these arguments would run now, and runs nothing; ``memory(n)``,
+        ``graph()`` and ``explain()`` then speak of it. Raises what such a call would."""
+        check_enabled("compile_for")
+        self._choose(Call(args, kwargs))
+
     def profile(self, *args: Any, seconds: float = 2.0, **kwargs: Any) -> Profile:
         """How long each kernel of ``self(*args, **kwargs)`` takes, from about ``seconds`` of runs.
 
@@ -166,7 +172,7 @@ class CompiledModule(Inspection, Module):
         modes = self._fingerprint.modes
 
         def make() -> TrainingVariant:
-            with self._compile_lock, _in_modes(modes):
+            with self._compile_lock, in_modes(modes):
                 return self._training_variant(call, wanted)
 
         return make
@@ -209,7 +215,7 @@ class CompiledModule(Inspection, Module):
 
 
 @contextmanager
-def _in_modes(modes: list[tuple[Module, bool]]) -> Iterator[None]:
+def in_modes(modes: Iterable[tuple[Module, bool]]) -> Iterator[None]:
     """Sets the modules' training flags; afterwards they are what they were before."""
     changed = [(module, mode) for module, mode in modes if module.training != mode]
     for module, mode in changed:

@@ -28,11 +28,11 @@ _WARM_UP_RUNS = 2
 _PROBE_SECONDS = 0.15
 
 
-def check_enabled() -> None:
-    """NetwrightError if the environment says that nothing is compiled."""
+def check_enabled(method: str = "profile") -> None:
+    """NetwrightError, in the name of a method, if the environment says that nothing is compiled."""
     if settings.disabled():
         raise NetwrightError(
-            f"profile(): {settings.DISABLE} is set, so there are no kernels; unset it"
+            f"{method}(): {settings.DISABLE} is set, so there are no kernels; unset it"
         )
 
 

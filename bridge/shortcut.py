@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
+
 from ..frontend import dispatch, grad_mode
 from ..frontend.changes import structure, writes
 from ..frontend.tensor import Tensor
@@ -22,22 +24,43 @@ from .variant import Variant
 _FRESH_SECONDS = 0.05
 
 
+class Conditions:
+    """What must be as it was in the call that is repeated, besides the arguments: the modules and
+    the settings."""
+
+    def __init__(self) -> None:
+        self._structure = structure.count
+        self._settings = settings.generation
+        self._threads = settings.num_threads()
+        self._expires = time.perf_counter() + _FRESH_SECONDS
+
+    def hold(self) -> bool:
+        """Whether they are."""
+        if (
+            structure.count != self._structure
+            or settings.generation != self._settings
+            or dispatch.tracer is not None
+        ):
+            return False
+        now = time.perf_counter()
+        if now > self._expires:
+            if settings.disabled() or settings.num_threads() != self._threads:
+                return False
+            self._expires = now + _FRESH_SECONDS
+        return True
+
+
 class Shortcut:
     """Repeats a call of ``variant`` with other data; see `shortcut_for`."""
 
     def __init__(self, variant: Variant, call: Call, n: int) -> None:
-        self._structure, self._writes = structure.count, writes.count
-        self._settings = settings.generation
-        self._threads = settings.num_threads()
-        self._expires = time.perf_counter() + _FRESH_SECONDS
-        arrays = [t._array for t in call.leaves]
+        self._conditions = Conditions()
+        self._writes = writes.count
         ((name, kind),) = variant.results.items()
         shape = tuple([d.coef * n if isinstance(d, Dim) else d for d in kind.shape])
-        inputs = [
-            (path, a.shape, a.dtype)
-            for path, a in zip(variant.traced.inputs, arrays, strict=True)
-        ]
-        self._run = variant.executable.repeat(n, inputs, (name, shape, kind.dtype.np))
+        self._run = variant.executable.repeat(
+            n, kinds_of(variant, call), (name, shape, kind.dtype.np)
+        )
 
     @property
     def possible(self) -> bool:
@@ -47,21 +70,20 @@ class Shortcut:
     def __call__(self, args: tuple[object, ...]) -> Tensor | None:
         """The result, or None if the call is not like the one before."""
         if (
-            structure.count != self._structure
-            or writes.count != self._writes
-            or settings.generation != self._settings
+            writes.count != self._writes
             or grad_mode.is_grad_enabled()
-            or dispatch.tracer is not None
             or self._run is None
+            or not self._conditions.hold()
         ):
             return None
-        now = time.perf_counter()
-        if now > self._expires:
-            if settings.disabled() or settings.num_threads() != self._threads:
-                return None
-            self._expires = now + _FRESH_SECONDS
         result = self._run([a._array if isinstance(a, Tensor) else a for a in args])
         return None if result is None else dispatch.wrap(result)
+
+
+def kinds_of(variant: Variant, call: Call) -> list[tuple[str, tuple[int, ...], np.dtype]]:
+    """The paths of a call's arguments in the program, their shapes and dtypes."""
+    arrays = [t._array for t in call.leaves]
+    return [(p, a.shape, a.dtype) for p, a in zip(variant.traced.inputs, arrays, strict=True)]
 
 
 def shortcut_for(variant: Variant, call: Call, n: int) -> Shortcut | None:

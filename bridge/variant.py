@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from ..compiler import Compilation
 from ..errors import ShapeError
 from ..frontend import tree
+from ..frontend.changes import writes
 from ..frontend.random import default_generator
 from ..frontend.tensor import Tensor
 from ..frontend.trace import OutputRef
@@ -47,6 +49,10 @@ class State:
             return None
         return tuple([t._storage.version for t in self.tensors])
 
+    def bound(self) -> bool:
+        """Whether every tensor still has the array that the executable reads and writes."""
+        return all(map(is_, [t._array for t in self.tensors], self._arrays))
+
     def exchange(self, path: str, tensor: Tensor) -> None:
         """Uses another tensor of the same type for ``path``."""
         index = self._positions.get(path)
@@ -58,7 +64,9 @@ class State:
     def committed(self) -> None:
         """Counts the run's writes as in-place modifications."""
         for tensor in self.updated:
-            tensor._storage.wrote()
+            tensor._storage.version += 1
+        if self.updated:
+            writes.bump()
 
 
 def find(variants: dict[Any, Any], general: Any, call: Call) -> Any:

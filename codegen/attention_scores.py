@@ -1,4 +1,4 @@
-"""The scores of attention: what becomes of a tile of them, and the softmax of a row."""
+"""The scores of attention: what becomes of a tile of them, the softmax of a row, its gradient."""
 
 from __future__ import annotations
 
@@ -100,27 +100,73 @@ def softmax_function(
     scalar = VectorEmitter(f, 1, dtype)
     short = length is not None and -(-length // lanes) <= longest_straight(e)
     row = Row(e, length if length is not None and short else "%length")
-    top = row.greatest(lambda at: row.load(at, "%row", dtype), dtype)
-    nothing = scalar.eq(top, scalar.constant(-math.inf, dtype))
-    shift = e.splat(scalar.select(nothing, scalar.constant(0, dtype), top).text, dtype)
-
-    def term(at: Position, acc: Lanes) -> Lanes:
-        p = e.exp(e.sub(row.load(at, "%row", dtype), shift))
-        row.keep(at, p, "%row")
-        return (e.add(acc[0], at.only(p)),)
-
-    # More exponentials at a time need more registers for constants and values than there are.
-    unroll = 4 if registers >= 32 and lanes * dtype.itemsize >= 64 else 1 if registers < 32 else 2
-    found = sums(e, row.length, term, [e.constant(0, dtype)], unroll=unroll)
-    (total,) = fold(e, found, add_all)
-    one = scalar.constant(1, total.dtype)
-    empty = scalar.eq(total, scalar.constant(0, total.dtype))
-    inverse = scalar.div(one, scalar.select(empty, one, total))
-    factor = e.splat(scalar.cast(inverse, dtype).text, dtype)
+    factor = e.splat(_exponentials(row, scalar, "%row", dtype, registers).text, dtype)
 
     def normalize(at: Position, acc: Lanes) -> Lanes:
         at.store(e.mul(row.load(at, "%row", dtype), factor), "%row")
         return ()
 
     row.sweep(normalize)
+    return f
+
+
+def _exponentials(
+    row: Row, scalar: VectorEmitter, base: str, dtype: DType, registers: int
+) -> Lane:
+    """Makes a row its exponentials, less the maximum; returns one over their sum, a scalar.
+
+    A row of -inf becomes zeros.
+    """
+    e = row.e
+    top = row.greatest(lambda at: row.load(at, base, dtype), dtype)
+    nothing = scalar.eq(top, scalar.constant(-math.inf, dtype))
+    shift = e.splat(scalar.select(nothing, scalar.constant(0, dtype), top).text, dtype)
+
+    def term(at: Position, acc: Lanes) -> Lanes:
+        p = e.exp(e.sub(row.load(at, base, dtype), shift))
+        row.keep(at, p, base)
+        return (e.add(acc[0], at.only(p)),)
+
+    # More exponentials at a time need more registers for constants and values than there are.
+    wide = registers >= 32 and e.lanes * dtype.itemsize >= 64
+    unroll = 4 if wide else 1 if registers < 32 else 2
+    found = sums(e, row.length, term, [e.constant(0, dtype)], unroll=unroll)
+    (total,) = fold(e, found, add_all)
+    one = scalar.constant(1, total.dtype)
+    empty = scalar.eq(total, scalar.constant(0, total.dtype))
+    inverse = scalar.div(one, scalar.select(empty, one, total))
+    return scalar.cast(inverse, dtype)
+
+
+def grad_function(
+    symbol: str, dtype: DType, lanes: int, length: int | None, scale: float, registers: int
+) -> Function:
+    """``void @symbol(ptr p, ptr dp, i64 length)``: a row of scores ``p`` becomes its softmax, the
+    gradient ``dp`` of the softmax ``scale`` times that of the scores.
+
+    A row of -inf has the gradient zero. ``length`` as in `softmax_function`.
+    """
+    params = [("ptr noalias", "p"), ("ptr noalias", "dp"), ("i64", "length")]
+    f = Function(symbol, params, attributes="noinline nounwind")
+    e = VectorEmitter(f, lanes, dtype, registers=registers)
+    scalar = VectorEmitter(f, 1, dtype)
+    short = length is not None and -(-length // lanes) <= longest_straight(e)
+    row = Row(e, length if length is not None and short else "%length")
+    factor = e.splat(_exponentials(row, scalar, "%p", dtype, registers).text, dtype)
+
+    def weigh(at: Position, acc: Lanes) -> Lanes:
+        weight = e.mul(row.load(at, "%p", dtype), factor)
+        at.store(weight, "%p")
+        return (e.fma(at.only(weight), at.load("%dp", dtype), acc[0]),)
+
+    (total,) = fold(e, sums(e, row.length, weigh, [e.constant(0, dtype)]), add_all)
+    mean = e.splat(scalar.cast(total, dtype).text, dtype)
+    scales = e.constant(scale, dtype)
+
+    def spread(at: Position, acc: Lanes) -> Lanes:
+        weight = e.mul(at.load("%p", dtype), scales)
+        at.store(e.mul(weight, e.sub(at.load("%dp", dtype), mean)), "%dp")
+        return ()
+
+    row.sweep(spread)
     return f

@@ -24,9 +24,8 @@ from .emitter import Lane, VectorEmitter, scalar_type
 from .target import Target
 from .text import Function, Loop
 
-# Multiply-adds in the body of the innermost loop; above that LLVM gets slow and gains nothing.
+# Multiply-adds in a row, without a loop. In longer rows LLVM moves so many loads up that it spills.
 _UNROLLED = 48
-_STRAIGHT = 128
 # A reduction of more steps than this is summed in blocks of a number of steps in this range.
 LONGEST_SUM = 512
 _BLOCK_STEPS = (128, 384)
@@ -82,18 +81,23 @@ class Tile:
         if not self.loops or len(self.a_rows) < 2:
             return 0
         step = min(b - a for a, b in zip(self.a_rows, self.a_rows[1:], strict=False))
-        reach = 0
+        reach, span = 0, max(self.a_rows) - min(self.a_rows)
         for loop in self.loops[-2:]:
             trips = loop.count if isinstance(loop.count, int) and loop.count < 16 else 4
-            reach = max(reach, (trips - 1) * loop.a_step)
+            if loop.a_step <= span:  # else a step leads past the elements of all rows
+                reach = max(reach, (trips - 1) * loop.a_step)
         count = reach // step + 1 if step > 0 else 0
         return min(count, 5) if count > 1 else 0
 
     @property
+    def steps(self) -> int | None:
+        """Length of the reduction; None if it is known at run time only."""
+        return _constant_trips(self.loops)
+
+    @property
     def blocked(self) -> bool:
         """Whether the sum is cut into blocks that are added in memory."""
-        total = _constant_trips(self.loops)
-        return total is not None and total > LONGEST_SUM
+        return self.steps is not None and self.steps > LONGEST_SUM
 
     @property
     def sums_bytes(self) -> int:
@@ -189,7 +193,7 @@ class _Product:
         self.fma = e.intrinsic("fma", tile.dtype)
         self.work = tile.rows * tile.vectors
         # The scheduler for AArch64 moves loads up until it spills; smaller blocks stop it.
-        self.straightest = _STRAIGHT if tile.lanes * self.size > 16 else _STRAIGHT // 2
+        self.straightest = _UNROLLED if tile.lanes * self.size > 16 else _UNROLLED // 2
         f.declare(f"declare {self.kind} @{self.fma}({', '.join([self.kind] * 3)})")
 
     def in_blocks(self, start: list[str]) -> list[str]:
@@ -339,8 +343,13 @@ class _Product:
     def _unroll(self, count: int | str) -> int:
         """Iterations per trip: a power of two, or a near divisor of the count.
 
-        More than four make the scheduler for AArch64 hold so many rows of B that it spills.
+        More than four make the scheduler for AArch64 hold so many rows of B that it spills. With
+        AVX-512, two rows of B next to the largest tile leave no register for elements of A: LLVM
+        loads both first and spills sums, for some steps of A. One iteration is as fast.
         """
+        wide = self.tile.lanes * self.size == 64
+        if wide and self.work + 2 * self.tile.vectors >= 32:
+            return 1
         unroll = 1
         while 2 * unroll * self.work <= _UNROLLED and unroll < 4:
             unroll *= 2

@@ -59,7 +59,7 @@ def emit_convolution(node: Node, graph: Graph, target: Target) -> Kernel | None:
     None for images that are not NHWC and for epilogues that are not elementwise on the result.
     """
     operands = [graph.type(v) for v in node.operands]
-    if node.op == "conv2d_grad_weight":
+    if node.op in ("conv2d_grad_weight", "conv2d_grad_weight_winograd"):
         kernel = emit_conv_grad_weight(node, graph, target)
     else:
         kernel = _emit_product(node, operands, target)
@@ -180,7 +180,10 @@ class _Writer:
     def _copy(self, rows: int) -> PaddedCopy:
         spec = self.spec
         height = spec.rows.extent(rows)
-        return PaddedCopy(spec.dtype, spec.rows, spec.columns, spec.inputs, height, spec.x_pitch)
+        pitch = spec.x_pitch
+        return PaddedCopy(
+            spec.dtype, spec.rows, spec.columns, spec.inputs, height, source_pitch=pitch
+        )
 
     def _lines_per_tile(self) -> int:
         """How many image rows are cut into tiles together, where one row makes poor tiles.

@@ -28,6 +28,9 @@ _COSTS = {
     "uniform": 80, "binary_cross_entropy": 40,
 }  # fmt: skip
 ALL_ONES = "-1"
+# Tiles whose reduction is at least this long ask for their part of the result before it.
+_LONG_REDUCTION = 64
+_LINE = 64  # bytes of a cache line
 # A body of more instructions than this is not repeated for every register of the tile.
 _INLINE_INSTRUCTIONS = 150
 
@@ -133,6 +136,7 @@ class TileEpilogue:
         return params
 
     def initial(self, e: VectorEmitter, tile: Tile) -> list[Lane | None]:
+        self._prefetch(e, tile)
         if self.in_memory(tile):
             count = tile.rows * tile.vectors
             e.fn.emit(f"alloca [{count} x {e.type(tile.dtype)}], align 64", _TILE)
@@ -146,6 +150,25 @@ class TileEpilogue:
             bias = _load(e, at, tile.dtype, tile.active(j))
             start.append(_only_if(e, "%begins", bias) if self.accumulate else bias)
         return start
+
+    def _prefetch(self, e: VectorEmitter, tile: Tile) -> None:
+        """Asks for all that ``finish`` reads and writes, so that it comes during the reduction.
+
+        Rows of a tile with gaps between them are streams too short for the hardware to foresee.
+        """
+        short = tile.steps is not None and tile.steps < _LONG_REDUCTION
+        if not tile.loops or short or tile.rows < 2:
+            return
+        if tile.c_rows[1] - tile.c_rows[0] <= tile.width:
+            return
+        streams = [(f"%c{k}", dtype, True) for k, dtype in enumerate(self.outputs)]
+        streams += [
+            (f"%e{k}", o.dtype, False) for k, o in enumerate(self.operands) if o.kind == "full"
+        ]
+        for base, dtype, write in streams:
+            for start in tile.c_rows:
+                for column in range(0, tile.width, _LINE // dtype.itemsize):
+                    e.fn.prefetch(_offset(e.fn, base, start + column, dtype), write)
 
     def finish(self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]) -> None:
         if not self.in_memory(tile):

@@ -95,6 +95,11 @@ def gemm_kernel(
     return _GemmWriter(prefix, spec, epilogue, pointers, inputs, target).kernel()
 
 
+def is_one_block(rows: int, depth: int, dtype: DType, target: Target) -> bool:
+    """Whether so many rows of A are one block: a product then packs each panel of B once."""
+    return rows * depth * dtype.itemsize <= target.l2 // 2
+
+
 def tile_heights(unit: int, rows: int, static: bool, remainder: int) -> list[int]:
     """Heights of the tiles that cover any run of rows that starts at a multiple of ``unit``.
 
@@ -154,7 +159,10 @@ class _GemmWriter:
         depth = spec.block * spec.dtype.itemsize * self.unit
         self.row_block = max(1, self.target.l2 // 2 // max(1, depth))
         if isinstance(spec.m, int):
-            self.row_block = min(self.row_block, max(1, -(-spec.m // self.unit)))
+            units = max(1, -(-spec.m // self.unit))
+            # Two threads compute whole rows of a gradient, and later update the same rows.
+            blocks = 2 if spec.a_k != 1 and units >= 8 else 1
+            self.row_block = min(self.row_block, -(-units // blocks))
 
     def _copies_a(self) -> bool:
         """Whether blocks of A are copied because what a tile reads falls into too few cache sets.
@@ -163,13 +171,20 @@ class _GemmWriter:
         the same sets: 8 ways of each are all that a cache can hold of them.
         """
         spec = self.spec
-        if spec.a_k != 1:
-            return spec.a_k * spec.dtype.itemsize >= 256 and spec.blocked
-        if not spec.blocked or (isinstance(spec.m, int) and spec.m < 16):
+        if not spec.blocked:
             return False
-        step = spec.a_row * spec.dtype.itemsize
+        if spec.a_k != 1:
+            return self._lines_held(spec.a_k) < spec.block
+        if isinstance(spec.m, int) and spec.m < 16:
+            return False
+        return self._lines_held(spec.a_row) < 64
+
+    def _lines_held(self, step: int) -> int:
+        """How many lines, ``step`` elements apart, the second level cache can hold."""
         sets = max(1, self.target.l2 // (8 * _LINE))
-        return step % _LINE == 0 and 8 * sets // math.gcd(sets, step // _LINE) < 64
+        distance = step * self.spec.dtype.itemsize
+        apart = math.gcd(sets, distance // _LINE) if distance % _LINE == 0 else 1
+        return 8 * sets // apart
 
     def _plan_a(self) -> None:
         """The steps of A, or of the copy of a block of it, an odd number of cache lines apart."""

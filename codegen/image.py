@@ -186,44 +186,62 @@ class WeightGradient:
 class PaddedCopy:
     """Copies rows of one image of (rows, columns, channels) into a block with zeros where the
     padded image has no pixel. The image's pixels are ``source_pitch`` elements apart, if it is not
-    0; the block's follow each other."""
+    0; the block's follow each other.
+
+    ``every`` > 1 copies every so many-th pixel only, of an image without padding. ``split`` makes
+    the block (channels / split, rows, columns, split): what reads a few channels of all pixels then
+    finds them close together. It divides the channels; 0 keeps them together.
+    """
 
     dtype: DType
     rows: Axis
     columns: Axis
     channels: int
     height: int
+    every: tuple[int, int] = (1, 1)
+    split: int = 0
     source_pitch: int = 0
 
     @property
     def width(self) -> int:
-        return self.columns.extent(self.columns.count)
+        return -(-self.columns.extent(self.columns.count) // self.every[1])
+
+    @property
+    def pixel(self) -> int:
+        """Elements from pixel to pixel of the block."""
+        return self.split or self.channels
 
     @property
     def pitch(self) -> int:
         """Elements from row to row of the block."""
-        return self.width * self.channels
+        return self.width * self.pixel
+
+    @property
+    def part(self) -> int:
+        """Elements from channel ``c`` to ``c + split``."""
+        return self.height * self.pitch
 
     @property
     def bytes(self) -> int:
-        return self.height * self.pitch * self.dtype.itemsize
+        return self.height * self.width * self.channels * self.dtype.itemsize
 
     def clear(self, f: Function, block: str) -> None:
         """Zeros everywhere: ``fill`` only writes the columns between the first and last pixel."""
         _zero(f, block, self.bytes)
 
     def fill(self, f: Function, block: str, image: str, start: Size) -> None:
-        """Makes ``block`` the padded rows [start, start + height) of ``image``."""
-        size, scalar = self.dtype.itemsize, "float" if self.dtype.itemsize == 4 else "double"
+        """Makes ``block`` the padded rows [start, start + height) of ``image``, or every so
+        many-th row from ``start`` on."""
+        scalar = "float" if self.dtype.itemsize == 4 else "double"
         top, bottom = self.rows.inside(self.rows.extent(self.rows.count))
-        left, right = self.columns.inside(self.width)
-        inside = (right - left) * self.channels * size
-        if inside <= 0:
+        left, right = self.columns.inside(self.columns.extent(self.columns.count))
+        count = -(-(right - left) // self.every[1])
+        if count <= 0:
             return
-        with f.loop(self.height) as loop:
-            at = times(f, loop.index, self.pitch)
-            into = f.element(block, scalar, plus(f, at, left * self.channels))
-            row = plus(f, start, loop.index)
+        with f.loop(self.height) as loop, f.loop(self.channels // self.pixel) as part:
+            at = plus(f, times(f, part.index, self.part), times(f, loop.index, self.pitch))
+            into = f.element(block, scalar, plus(f, at, left * self.pixel))
+            row = plus(f, start, times(f, loop.index, self.every[0]))
             above = f.emit(f"icmp sge i64 {row}, {top}")
             below = f.emit(f"icmp slt i64 {row}, {bottom}")
             here = f.emit(f"and i1 {above}, {below}")
@@ -236,26 +254,27 @@ class PaddedCopy:
                 line = quotient(f, distance, self.rows.spread)
                 first = -(-(left - self.columns.low) // self.columns.spread)
                 at = plus(f, times(f, line, self.columns.size), first)
-                source = f.element(image, scalar, times(f, at, self.source_pitch or self.channels))
-                self._copy(f, into, source, left, right, first)
+                at = times(f, at, self.source_pitch or self.channels)
+                at = plus(f, at, times(f, part.index, self.pixel))
+                self._copy(f, into, f.element(image, scalar, at), left, count, first)
             with f.when(f.emit(f"xor i1 {here}, true")):
-                _zero(f, into, inside)
+                _zero(f, into, count * self.pixel * self.dtype.itemsize)
 
     def _copy(
-        self, f: Function, into: str, source: str, left: int, right: int, first: int
+        self, f: Function, into: str, source: str, left: int, count: int, first: int
     ) -> None:
+        """Copies pixels to ``count`` places of a row."""
         size, spread = self.dtype.itemsize, self.columns.spread
-        pixel = self.channels * size
-        distance = self.source_pitch * size or pixel
-        if spread == 1 and distance == pixel:
-            _move(f, into, source, (right - left) * pixel)
+        pixel = self.pixel * size
+        step = self.every[1] * (self.source_pitch or self.channels) * size
+        if spread == 1 and step == pixel:
+            _move(f, into, source, count * pixel)
             return
         skip = self.columns.low + first * spread - left
-        count = -(-(right - left - skip) // spread)
-        with f.loop(count) as loop:
+        with f.loop(-(-(count - skip) // spread)) as loop:
             target = plus(f, times(f, loop.index, spread * pixel), skip * pixel)
             there = f.element(into, "i8", target)
-            _move(f, there, f.element(source, "i8", times(f, loop.index, distance)), pixel)
+            _move(f, there, f.element(source, "i8", times(f, loop.index, step)), pixel)
 
 
 def _zero(f: Function, address: str, size: int) -> None:

@@ -11,9 +11,16 @@ from dataclasses import dataclass
 from ..ir.types import DType, TensorType
 from .brgemm import register_rows
 from .emitter import Lane, VectorEmitter, scalar_type
-from .kernel import Kernel, TaskCount, assembled, symbol_for
+from .kernel import Kernel, TaskCount, assembled, kernel_params, symbol_for
+from .sizes import least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
+
+# The part of a row that goes into a panel is a stream too short for the hardware to foresee.
+_ROWS_AHEAD = 16
+# Fewer panels than this are cut into pieces, so that threads get equal shares of them.
+_EVEN = 8
+_SQUARE = 16  # the most lanes of a register: pieces of so many rows have no remainders
 
 
 def choose_panel(columns: int, target: Target, dtype: DType) -> int:
@@ -130,7 +137,7 @@ def _row_address(e: VectorEmitter, dtype: DType, row0: str, r: str, column: str)
     return f.element("%panel", scalar_type(dtype), at)
 
 
-def _below(e: VectorEmitter, first: str, limit: str) -> str:
+def lanes_below(e: VectorEmitter, first: str, limit: str) -> str:
     """The mask of the lanes k with ``first + k < limit``."""
     f, kind = e.fn, f"<{e.lanes} x i64>"
     left = f.emit(f"sub nsw i64 {limit}, {first}")
@@ -141,10 +148,12 @@ def _below(e: VectorEmitter, first: str, limit: str) -> str:
 def _copy_rows(e: VectorEmitter, dtype: DType, block: str, row0: str) -> None:
     """Columns are neighbours: whole vectors are copied."""
     f, scalar = e.fn, scalar_type(dtype)
+    ahead = f.emit(f"mul nsw i64 %step, {_ROWS_AHEAD}")
     with f.loop("%inner") as row, f.loop("%pitch", step=e.lanes) as column:
         start = f.emit(f"mul nsw i64 {row.index}, %step")
         at = f.emit(f"add nsw i64 {start}, {column.index}")
         here = f.element(block, scalar, at)
+        f.prefetch(f.element(here, scalar, ahead))
         there = _row_address(e, dtype, row0, row.index, column.index)
         whole = f.emit(f"icmp sle i64 {f.emit(f'add i64 {column.index}, {e.lanes}')}, %width")
         with f.when(whole):
@@ -153,42 +162,49 @@ def _copy_rows(e: VectorEmitter, dtype: DType, block: str, row0: str) -> None:
             if e.lanes == 1:
                 e.store(e.constant(0.0, dtype), there)
             else:
-                e.store(e.load_masked(here, dtype, _below(e, column.index, "%width")), there)
+                e.store(e.load_masked(here, dtype, lanes_below(e, column.index, "%width")), there)
 
 
 def _transpose_rows(e: VectorEmitter, dtype: DType, block: str, row0: str) -> None:
     """Rows are neighbours: squares of lanes x lanes elements are transposed in registers."""
     f, lanes, scalar = e.fn, e.lanes, scalar_type(dtype)
-    with f.loop("%pitch", step=lanes) as column, f.loop("%inner", step=lanes) as row:
+    with f.loop("%pitch", step=lanes) as column:
         start = f.emit(f"mul nsw i64 {column.index}, %step")
-        here = f.element(block, scalar, f.emit(f"add nsw i64 {start}, {row.index}"))
-        last_column = f.emit(f"add nsw i64 {column.index}, {lanes}")
-        last_row = f.emit(f"add nsw i64 {row.index}, {lanes}")
-        fits = f.emit(f"icmp sle i64 {last_column}, %width")
-        whole = f.emit(f"and i1 {fits}, {f.emit(f'icmp sle i64 {last_row}, %inner')}")
-        with f.when(whole):
-            rows = [e.load(_column(e, here, dtype, c), dtype) for c in range(lanes)]
+        here = f.element(block, scalar, start)
+        after = f.emit(f"add nsw i64 {column.index}, {lanes}")
+        fits = f.emit(f"icmp sle i64 {after}, %width")
+        whole = f.emit(f"sub nsw i64 %inner, {lanes - 1}")
+        stop = f.emit(f"select i1 {fits}, i64 {whole}, i64 0")
+        with f.loop(stop, step=lanes) as row:
+            square = f.element(here, scalar, row.index)
+            rows = [e.load(_column(e, square, dtype, c), dtype) for c in range(lanes)]
             for k, value in enumerate(transpose(e, rows)):
                 r = f.emit(f"add nsw i64 {row.index}, {k}")
                 e.store(value, _row_address(e, dtype, row0, r, column.index))
-        with f.when(f.emit(f"xor i1 {whole}, true")):
-            _transpose_part(e, dtype, here, row0, row.index, column.index)
+        with f.loop("%inner", row.index, lanes) as part:
+            square = f.element(here, scalar, part.index)
+            _transpose_part(e, dtype, square, row0, part.index, column.index)
 
 
 def _transpose_part(
     e: VectorEmitter, dtype: DType, here: str, row0: str, row: str, column: str
 ) -> None:
-    """A square of which some rows or columns are outside of the matrix; columns become zeros."""
+    """A square of which some rows or columns are outside of the matrix; columns become zeros.
+
+    Nothing is read where a column is not: a masked load at an address without memory is as slow
+    as a page fault that the processor handles itself.
+    """
     f, lanes = e.fn, e.lanes
     if lanes == 1:
         e.store(e.constant(0.0, dtype), _row_address(e, dtype, row0, row, column))
         return
-    inside, kind = _below(e, row, "%inner"), f"<{lanes} x i1>"
+    inside, kind = lanes_below(e, row, "%inner"), f"<{lanes} x i1>"
     rows = []
     for c in range(lanes):
         exists = f.emit(f"icmp slt i64 {f.emit(f'add nsw i64 {column}, {c}')}, %width")
         mask = f.emit(f"select i1 {exists}, {kind} {inside}, {kind} zeroinitializer")
-        rows.append(e.load_masked(_column(e, here, dtype, c), dtype, mask))
+        address = f.emit(f"select i1 {exists}, ptr {_column(e, here, dtype, c)}, ptr %first")
+        rows.append(e.load_masked(address, dtype, mask))
     for k, value in enumerate(transpose(e, rows)):
         r = f.emit(f"add nsw i64 {row}, {k}")
         with f.when(f.emit(f"icmp slt i64 {r}, %inner")):
@@ -276,23 +292,27 @@ def pack_conv(w: TensorType, panel: int, flip: bool, groups: int, target: Target
 def _pack_kernel(
     prefix: str, source: PanelSource, rows: int, group_elements: int, blocks: int, target: Target
 ) -> Kernel:
+    """A task is a panel of a group; few panels of plain matrices are cut into pieces."""
     symbol = symbol_for(prefix, source, group_elements, blocks, target)
-    params = [("ptr", "out0"), ("ptr", "in0"), ("ptr", "scratch"), ("ptr", "status")]
-    params += [("i64", "N"), ("i64", "begin"), ("i64", "end")]
-    f = Function(symbol, params)
+    f = Function(symbol, kernel_params(1, 1))
     kind = _scalar(source)
+    pieces, length = 1, rows
+    if source.outer == 1 and source.inner_row == 1:
+        wanted = -(-_EVEN // max(1, source.panels * blocks))
+        length = max(1, -(-rows // (wanted * _SQUARE))) * _SQUARE  # also without any rows
+        pieces = max(1, -(-rows // length))
+    per_group = max(1, source.panels * pieces)
     with f.loop("%end", start="%begin") as task:
-        group = f.emit(f"sdiv i64 {task.index}, {source.panels}")
-        index = f.emit(f"srem i64 {task.index}, {source.panels}")
-        at = f.emit(f"mul nsw i64 {task.index}, {rows * source.panel}")
-        panel = f.element("%out0", kind, at)
-        matrix = f.element("%in0", kind, f.emit(f"mul nsw i64 {group}, {group_elements}"))
-        args = f"ptr {panel}, ptr {matrix}, i64 {index}, i64 {source.inner}"
-        f.do(f"call void @{symbol}_panel({args})")
+        group = quotient(f, task.index, per_group)
+        place = remainder(f, task.index, per_group)
+        index, piece = quotient(f, place, pieces), remainder(f, place, pieces)
+        row = times(f, piece, length)
+        count = least(f, minus(f, rows, row), length) if pieces > 1 else source.inner
+        panel = plus(f, times(f, group, source.panels), index)
+        into = plus(f, times(f, panel, rows * source.panel), times(f, row, source.panel))
+        first = plus(f, times(f, group, group_elements), times(f, row, source.row_step))
+        args = f"ptr {f.element('%out0', kind, into)}, ptr {f.element('%in0', kind, first)}"
+        f.do(f"call void @{symbol}_panel({args}, i64 {index}, i64 {count})")
     parts = pack_function(f"{symbol}_panel", source, target)
     moved = (source.columns + source.panels * source.panel) * rows * blocks * source.dtype.itemsize
-    return assembled(
-        [*parts, f],
-        TaskCount(source.panels * blocks),
-        bytes=moved,
-    )
+    return assembled([*parts, f], TaskCount(source.panels * pieces * blocks), bytes=moved)

@@ -8,6 +8,8 @@ from ..ir.graph import Graph, Node
 from ..ir.ops.record import get
 from ..ir.structure import Widths, isolated, node_key
 from .attention import emit_attention
+from .attention_grad import emit_attention_grad
+from .batch_norm_parts import SUMS, emit_batch_norm_sums
 from .columns import check_columns
 from .convolution import emit_convolution
 from .cross_entropy import emit_cross_entropy
@@ -46,6 +48,7 @@ def _emit_pack_winograd(node: Node, graph: Graph, target: Target) -> Kernel | No
 _BY_OP: dict[str, Emit] = {
     "attention": emit_attention,
     "attention_weights": emit_attention,
+    "attention_grad": emit_attention_grad,
     "cross_entropy": emit_cross_entropy,
     "cross_entropy_grad": emit_cross_entropy,
     "pack_matrix": _emit_pack_matrix,
@@ -55,7 +58,7 @@ _BY_OP: dict[str, Emit] = {
     **dict.fromkeys(
         (
             "conv2d", "conv2d_packed", "conv2d_grad_input", "conv2d_grad_input_packed",
-            "conv2d_grad_weight", "conv2d_winograd",
+            "conv2d_grad_weight", "conv2d_grad_weight_winograd", "conv2d_winograd",
         ),
         emit_convolution,
     ),
@@ -113,7 +116,9 @@ def generate(node: Node, graph: Graph, target: Target) -> Kernel | None:
 
 def _of_region(node: Node) -> Emit:
     kind = node.attrs["kind"]
+    ops = {n.op for n in node.attrs["body"].nodes}
+    if kind == "reduction" and not ops.isdisjoint(SUMS):
+        return emit_batch_norm_sums
     if kind == "contraction":
-        ops = {n.op for n in node.attrs["body"].nodes}
         return emit_convolution if any(op.startswith("conv2d") for op in ops) else emit_matmul
     return _BY_KIND[kind]

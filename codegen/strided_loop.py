@@ -1,7 +1,9 @@
 """The loop nest under every elementwise kernel and most copies.
 
 The innermost loop is vectorised: operands there are contiguous, constant, or strided (gathered
-element by element). A result may share the memory of an operand that is indexed in the same way.
+element by element). Short rows with operands that are the same in every row (one element per
+channel, say) become one long loop, in which these operands stay in registers. A result may share
+the memory of an operand that is indexed in the same way.
 """
 
 from __future__ import annotations
@@ -44,12 +46,17 @@ class StridedLoop:
         self.body, self.space, self.keys = body, space, keys
         self.inputs, self.outputs = inputs, outputs
         self.bases, self.prefix = dict(bases or {}), prefix
-        self.inner, self.outer = space[-1], space[:-1]
         self.used = {
             int(n.attrs["path"]) for n in body.sources("input") if body.use_count(n.value)
         }
         self.registers = target.registers
         self.lanes = pick_lanes([n.type.dtype for n in body.nodes], target)
+        self.repeated = self._repeated_operands(space)
+        self.phases: int = 1
+        if self.repeated:
+            self.phases = space[-1].extent // self.lanes  # type: ignore[assignment]
+            space = self._as_one_row(space)
+        self.inner, self.outer = space[-1], space[:-1]
         contiguous = all(s in (0, 1) for s in self.inner.strides)
         self.masked_tail = contiguous and has_masked_memory(
             target, [t.dtype for t in [*inputs, *outputs]]
@@ -59,6 +66,29 @@ class StridedLoop:
         params = [("ptr", p) for p in [*names, "scratch", "status"]]
         self.params = [*params, *[("i64", p) for p in ("N", "begin", "end")]]
         self.fn = Function(prefix, self.params)
+
+    def _repeated_operands(self, space: list[Axis]) -> frozenset[int]:
+        """Operands of one row that repeat in every row, if rows are few whole vectors.
+
+        All others must be whole or single elements; then the rows are one long row.
+        """
+        if len(space) != 2 or self.bases or self.lanes == 1:
+            return frozenset()
+        rows, row = space
+        width = row.extent
+        if not isinstance(width, int) or width not in (n * self.lanes for n in (1, 2, 4)):
+            return frozenset()
+        steps = {i: (rows.strides[i], row.strides[i]) for i in self.used - self.keys}
+        if not set(steps.values()) <= {(width, 1), (0, 1), (0, 0)}:
+            return frozenset()
+        found = frozenset(i for i, step in steps.items() if step == (0, 1))
+        fits = len(found) * (width // self.lanes) <= self.registers // 2
+        return found if fits else frozenset()
+
+    def _as_one_row(self, space: list[Axis]) -> list[Axis]:
+        rows, row = space
+        strides = tuple(0 if s == 0 else 1 for s in rows.strides)
+        return [Axis(times(rows.extent, row.extent), strides)]
 
     def _split_body(self) -> tuple[list[Node], list[Node]]:
         """Nodes that change along the innermost loop, and those that do not."""
@@ -167,25 +197,26 @@ class StridedLoop:
                 pointer if first == "0" else fn.element(pointer, memory_type(t.dtype), first)
             )
         wide = VectorEmitter(fn, self.lanes, registers=self.registers)
-        env = self._fixed_values(wide, ins)
+        envs = [self._fixed_values(wide, ins, phase) for phase in range(self.phases)]
         at: str = start
-        for unroll in (self._unroll(), 1) if self._unroll() > 1 else (1,):
+        most, least = max(self._unroll(), self.phases), self.phases
+        for unroll in (most, least) if most > least else (least,):
             step = unroll * self.lanes
             end = fn.emit(f"sub nsw i64 {stop}, {step - 1}")
             with fn.loop(end, at, step) as loop:
-                self._steps(wide, env, ins, outs, loop.index, base, unroll)
+                self._steps(wide, envs, ins, outs, loop.index, base, unroll)
             at = loop.index
-        if self.lanes == 1:
+        if self.lanes == 1 or self.repeated:
             return
         if self.masked_tail:
             with fn.when(fn.emit(f"icmp slt i64 {at}, {stop}")):
-                self._steps(wide, env, ins, outs, at, base, 1, self._active(at, stop))
+                self._steps(wide, envs, ins, outs, at, base, 1, self._active(at, stop))
             return
         narrow = VectorEmitter(fn, 1)
         with fn.when(fn.emit(f"icmp slt i64 {at}, {stop}")):
             scalars = self._fixed_values(narrow, ins)
             with fn.loop(stop, at) as loop:
-                self._steps(narrow, scalars, ins, outs, loop.index, base, 1)
+                self._steps(narrow, [scalars], ins, outs, loop.index, base, 1)
 
     def _active(self, at: str, stop: str) -> str:
         """The mask of the lanes at ``at`` .. that lie before ``stop``."""
@@ -194,12 +225,18 @@ class StridedLoop:
         iota = ", ".join(f"i32 {k}" for k in range(self.lanes))
         return self.fn.emit(f"icmp slt {vector} <{iota}>, {self.fn.splat(vector, left)}")
 
-    def _fixed_values(self, e: VectorEmitter, ins: dict[int, str]) -> dict[Value, Any]:
-        """The values that do not change along the innermost loop."""
+    def _fixed_values(
+        self, e: VectorEmitter, ins: dict[int, str], phase: int = 0
+    ) -> dict[Value, Any]:
+        """The values that do not change along the innermost loop: for vector ``phase`` of a row."""
         env: dict[Value, Any] = {}
 
         def load(path: str) -> Any:
             i = int(path)
+            if i in self.repeated:
+                kind = memory_type(self.inputs[i].dtype)
+                at = self.fn.element(ins[i], kind, phase * e.lanes)
+                return e.load(at, self.inputs[i].dtype)
             if i not in self.keys:
                 return e.load_splat(ins[i], self.inputs[i].dtype)
             second = self.fn.element(ins[i], "i64", 1)
@@ -212,7 +249,7 @@ class StridedLoop:
     def _steps(
         self,
         e: VectorEmitter,
-        fixed: dict[Value, Any],
+        fixed: Sequence[dict[Value, Any]],
         ins: dict[int, str],
         outs: list[str],
         at: str,
@@ -228,8 +265,8 @@ class StridedLoop:
             for k in range(1, unroll)
         ]
         envs = []
-        for index, _ in places:
-            env = dict(fixed)
+        for k, (index, _) in enumerate(places):
+            env = dict(fixed[k % len(fixed)])
             for n in self.varying:
                 if n.op == "input" and int(n.attrs["path"]) in self.used:
                     env[n.value] = self._load(e, int(n.attrs["path"]), ins, index, active)
@@ -276,7 +313,7 @@ class StridedLoop:
         # All loads come first, next to what does not change along the loop.
         loads = sum(n.op == "input" for n in self.varying)
         fixed = {n.value for n in self.fixed}
-        kept = len({v for n in self.varying for v in n.operands if v in fixed})
+        kept = self.phases * len({v for n in self.varying for v in n.operands if v in fixed})
         while wanted > 1 and wanted * (loads + 1) + kept > self.registers:
             wanted //= 2
         return wanted

@@ -205,6 +205,13 @@ class Function:
     def store(self, kind: str, value: str, address: str, align: int) -> None:
         self.do(f"store {kind} {value}, ptr {address}, align {align}")
 
+    def prefetch(self, address: str, write: bool = False) -> None:
+        """Asks for the cache line of an address, which need not exist, to read or ``write`` it."""
+        self.call(
+            "void", "llvm.prefetch.p0",
+            ("ptr", address), ("i32", str(int(write))), ("i32", "3"), ("i32", "1"),
+        )  # fmt: skip
+
     def splat(self, vector: str, scalar: str) -> str:
         """A vector with ``scalar`` (an SSA name) in every lane; ``vector`` like <8 x float>."""
         lanes, kind = parse_vector(vector)

@@ -10,7 +10,7 @@ reads zeros through pointers to a line of zeros.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,8 +25,7 @@ from .packing import conv_source, pack_function
 from .sizes import Size, extent, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
-
-Matrix = Sequence[Sequence[float]]
+from .winograd_transforms import row_groups, transform_2d
 
 # Tiles per block: rows of the products that share one pass over the weights.
 _BLOCK_TILES = 48
@@ -34,8 +33,6 @@ _BLOCK_TILES = 48
 _MOST_TILES = 64
 # The most ranges per thread: each transforms blocks of its own and reads all weights for them.
 _CUTS = 2
-# Registers of a transform besides the half-transformed tile.
-_TEMPORARIES = 10
 _LINE = 16  # elements of padding that keep matrices out of the same cache sets
 
 
@@ -104,7 +101,7 @@ def _transform_weights(
     f = Function(symbol, params, attributes="noinline nounwind")
     e = VectorEmitter(f, target.lanes(dtype), dtype)
     scalar, step, matrix = scalar_type(dtype), inputs * panel, WEIGHT[tile]
-    for rows in _groups(matrix, KERNEL, target.registers):
+    for rows in row_groups(matrix, KERNEL, target.registers):
         with f.loop(step, step=e.lanes) as loop:
             source = f.element("%g", scalar, loop.index)
             result = f.element("%u", scalar, loop.index)
@@ -117,114 +114,8 @@ def _transform_weights(
                     at = (row * len(values) + column) * step
                     e.store(value, f.element(result, scalar, at))
 
-            _transform_2d(e, matrix, matrix, rows, load, store)
+            transform_2d(e, matrix, matrix, rows, load, store)
     return f
-
-
-# -- transforms -----------------------------------------------------------------------------------
-
-
-def _groups(matrix: Matrix, size: int, registers: int) -> list[range]:
-    """The rows of ``matrix`` that are applied together: all, if their products with a square of
-    ``size`` rows fit the registers, or a few at a time, which loads the square more than once.
-
-    Each group needs a function of its own: in one, LLVM would keep what two groups load.
-    """
-    if len(matrix) * size + _TEMPORARIES <= registers:
-        return [range(len(matrix))]
-    return _pairs(matrix)
-
-
-def _transform_2d(
-    e: VectorEmitter,
-    down: Matrix,
-    across: Matrix,
-    rows: range,
-    load: Callable[[int, int], Lane],
-    store: Callable[[int, list[Lane]], None],
-) -> None:
-    """Stores some ``rows`` of ``down X across^T``."""
-    size = len(down[0])
-    some = [down[r] for r in rows]
-    columns = [_column(e, some, [partial(load, r, c) for r in range(size)]) for c in range(size)]
-    for k, r in enumerate(rows):
-        store(r, _transform(e, across, [column[k] for column in columns]))
-
-
-def _column(
-    e: VectorEmitter, rows: Matrix, loads: Sequence[Callable[[], Lane]]
-) -> list[Lane]:
-    """The product of ``rows`` and one column, of which only what is needed is loaded."""
-    used = [k for k in range(len(loads)) if any(row[k] for row in rows)]
-    return _transform(e, [[row[k] for k in used] for row in rows], [loads[k]() for k in used])
-
-
-def _pairs(matrix: Matrix) -> list[range]:
-    """The rows in order, with those together that share their sums (``_even_and_odd``)."""
-    found, r = [], 0
-    while r < len(matrix):
-        both = r + 1 < len(matrix) and _even_and_odd(matrix[r], matrix[r + 1]) is not None
-        found.append(range(r, r + 1 + both))
-        r += 1 + both
-    return found
-
-
-def _transform(e: VectorEmitter, matrix: Matrix, values: Sequence[Lane]) -> list[Lane]:
-    """The product of a constant matrix and a vector of lanes."""
-    matrix, values = _butterflies(e, matrix, values)
-    results: list[Lane] = []
-    for rows in _pairs(matrix):
-        parts: list[Sequence[float]] = [matrix[rows[0]]]
-        if len(rows) == 2:
-            parts = [*(_even_and_odd(*(matrix[r] for r in rows)) or ())]
-        sums = [_combination(e, part, values) for part in parts]
-        results += [e.add(*sums), e.sub(*sums)] if len(sums) == 2 else sums
-    return results
-
-
-def _butterflies(
-    e: VectorEmitter, matrix: Matrix, values: Sequence[Lane]
-) -> tuple[list[list[float]], list[Lane]]:
-    """The same product with sums and differences of neighbouring values, where every row has
-    either the sum or the difference of the two."""
-    rows, result = [list(row) for row in matrix], list(values)
-    for k in range(1, len(values) - 1, 2):
-        pairs = [(row[k], row[k + 1]) for row in rows]
-        plain = all(abs(a) == abs(b) for a, b in pairs)
-        if plain and {a == b for a, b in pairs if a} == {True, False}:
-            both = result[k], result[k + 1]
-            result[k : k + 2] = [e.add(*both), e.sub(*both)]
-            for row, (a, b) in zip(rows, pairs, strict=True):
-                row[k : k + 2] = [a, 0] if a == b else [0, a]
-    return rows, result
-
-
-def _even_and_odd(
-    a: Sequence[float], b: Sequence[float]
-) -> tuple[Sequence[float], Sequence[float]] | None:
-    """p and q with a = p + q and b = p - q, if they share no value and neither is zero."""
-    if any(abs(x) != abs(y) for x, y in zip(a, b, strict=True)):
-        return None
-    even = [x if x == y else 0 for x, y in zip(a, b, strict=True)]
-    odd = [0 if x == y else x for x, y in zip(a, b, strict=True)]
-    return (even, odd) if any(even) and any(odd) else None
-
-
-def _combination(e: VectorEmitter, row: Sequence[float], values: Sequence[Lane]) -> Lane:
-    """A sum of multiples; the terms that need no product come first."""
-    terms = [(c, v) for c, v in zip(row, values, strict=True) if c]
-    terms.sort(key=lambda term: (abs(term[0]) != 1, term[0] < 0))
-    factor, total = terms[0]
-    if factor != 1:
-        total = e.mul(e.const(factor, total), total)
-    for factor, value in terms[1:]:
-        if factor == 1:
-            total = e.add(total, value)
-        elif factor == -1:
-            total = e.sub(total, value)
-        else:
-            total = e.fma(e.const(factor, value), value, total)
-    return total
 
 
 # -- the kernel -----------------------------------------------------------------------------------
@@ -350,7 +241,7 @@ class _Writer:
     def _inputs(self, first: Size, count: Size) -> None:
         """V for tiles ``first`` and following."""
         f, spec = self.f, self.spec
-        groups = _groups(INPUT[self.tile], self.size, self.target.registers)
+        groups = row_groups(INPUT[self.tile], self.size, self.target.registers)
         names = [
             self._helper(f"inputs{k}", partial(self._transform_inputs, rows=rows))
             for k, rows in enumerate(groups)
@@ -403,7 +294,7 @@ class _Writer:
                     at = (row * self.size + column) * self.at.v_step
                     e.store(value, f.element(result, self.scalar, at))
 
-            _transform_2d(e, matrix, matrix, rows, load, store)
+            transform_2d(e, matrix, matrix, rows, load, store)
         return f
 
     # -- the panels of output channels
@@ -494,7 +385,7 @@ class _Writer:
 
     def _finishers(self, height: int, length: int, width: int) -> list[str]:
         """The functions that finish ``height`` x ``length`` outputs of a tile."""
-        groups = _groups(OUTPUT[self.tile][:height], self.size, self.target.registers)
+        groups = row_groups(OUTPUT[self.tile][:height], self.size, self.target.registers)
         return [
             self._helper(
                 f"outputs{k}_{height}x{length}_{width}",
@@ -538,7 +429,7 @@ class _Writer:
                 self.epilogue.finish_column(e, lines[row], j, values)
 
             down, across = matrix[:height], matrix[:length]
-            _transform_2d(e, down, across, rows, load, store)
+            transform_2d(e, down, across, rows, load, store)
         return f
 
     def _helper(self, key: str, make: Callable[[str], Function]) -> str:

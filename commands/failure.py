@@ -13,6 +13,7 @@ from ..runtime import settings
 
 FAILED = 1
 MISUSE = 2
+INTERRUPTED = 130
 
 
 class Failure(Exception):

@@ -1,4 +1,4 @@
-"""``FILE.py:Model``: a module from a user's file."""
+"""``FILE.py:Model``: a module, or what a function returns, from a user's file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def load_model(spec: str, seed: int = 0) -> tuple[Module, Path]:
     from ..frontend import manual_seed
     from ..frontend.nn.module import Module
 
-    file, name = _split(spec)
+    file, name = _split(spec, "Model")
     manual_seed(seed)
     module = _imported_module(file)
     if not hasattr(module, name):
@@ -48,7 +48,7 @@ def load_model(spec: str, seed: int = 0) -> tuple[Module, Path]:
                 f"{spec} is {_a(type(found).__name__)}; expected a Module class, a function that "
                 f"makes a Module, or a Module. {file} has {_candidates_text(module)}"
             )
-        _check_takes_no_arguments(found, name, file)
+        _check_takes_no_arguments(found, name, file, "model")
         with user_code(f"{name}()", file):
             found = found()
     if not isinstance(found, Module):
@@ -56,16 +56,35 @@ def load_model(spec: str, seed: int = 0) -> tuple[Module, Path]:
     return found, file
 
 
-def _split(spec: str) -> tuple[Path, str]:
+def call_function(spec: str, what: str) -> tuple[Any, Path]:
+    """What the function that ``FILE.py:function`` names returns, and the file.
+
+    ``what`` is that it makes, for the errors, which are those of `load_model`.
+    """
+    file, name = _split(spec, "function")
+    module = _imported_module(file)
+    function = getattr(module, name, None)
+    if not callable(function):
+        has = "has no" if function is None else "has no function"
+        raise Misuse(f"{file} {has} {name!r}; expected a function that makes {what}")
+    _check_takes_no_arguments(function, name, file, what)
+    with user_code(f"{name}()", file):
+        return function(), file
+
+
+def _split(spec: str, kind: str) -> tuple[Path, str]:
     path, colon, name = spec.rpartition(":")
     if not colon and spec.endswith(".py"):
         path, name = spec, ""
     if not path.endswith(".py") or (name and not name.isidentifier()):
-        raise Misuse(f"expected FILE.py:Model, for example model.py:Net; got {spec!r}")
+        example = "model.py:Net" if kind == "Model" else "data.py:digits"
+        raise Misuse(f"expected FILE.py:{kind}, for example {example}; got {spec!r}")
     file = Path(path)
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "does not exist"
-        raise Misuse(f"{file} {what}; expected a Python file in FILE.py:Model")
+        raise Misuse(f"{file} {what}; expected a Python file in FILE.py:{kind}")
+    if not name and kind != "Model":
+        raise Misuse(f"{spec} names no {kind}; expected FILE.py:{kind}")
     if not name:
         raise Misuse(f"{spec} names no model; it has {_candidates_text(_imported_module(file))}")
     return file, name
@@ -100,7 +119,7 @@ def _candidates_text(module: ModuleType) -> str:
     return ", ".join(found) or "no modules"
 
 
-def _check_takes_no_arguments(factory: Any, name: str, file: Path) -> None:
+def _check_takes_no_arguments(factory: Any, name: str, file: Path, what: str) -> None:
     try:
         parameters = inspect.signature(factory).parameters.values()
     except ValueError:  # a builtin without a signature
@@ -112,9 +131,9 @@ def _check_takes_no_arguments(factory: Any, name: str, file: Path) -> None:
     ]
     if needed:
         raise Misuse(
-            f"{name}() of {file} needs arguments ({', '.join(needed)}); expected a model that can "
-            f"be made without. Add a function: def make_model(): return {name}(...), and name it "
-            f"instead: {file}:make_model"
+            f"{name}() of {file} needs arguments ({', '.join(needed)}); expected something to "
+            f"call without. Add a function: def make_{what}(): return {name}(...), and name it "
+            f"instead: {file}:make_{what}"
         )
 
 

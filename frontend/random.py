@@ -48,6 +48,10 @@ class Generator:
         self._offset += count
         return key
 
+    def give_back(self, count: int) -> None:
+        """Makes the last ``count`` offsets, which nobody has used, those of the next keys."""
+        self._offset -= count
+
     def get_state(self) -> dict[str, Any]:
         """Everything that determines the numbers to come."""
         return {

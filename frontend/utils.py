@@ -10,3 +10,4 @@ __all__ = ["data"]
 
 # `from netwright.utils.data import DataLoader` looks the module up under this name.
 sys.modules[f"{__name__}.data"] = data
+sys.modules[f"{__name__}.data.distributed"] = data.distributed

@@ -45,6 +45,10 @@ class Builder:
         """A 0-d constant."""
         raise NotImplementedError
 
+    def same(self, x: Any, y: Any) -> bool:
+        """Whether two values are known to be one."""
+        return x is y
+
     def _apply(self, name: str, values: list[Any], attrs: dict[str, Any]) -> Any:
         raise NotImplementedError
 
@@ -63,6 +67,9 @@ class GraphBuilder(Builder):
 
     def type(self, value: Value) -> TensorType:
         return self.graph.type(value)
+
+    def same(self, x: Value, y: Value) -> bool:
+        return x == y
 
     def constant(self, number: float, dtype: DType) -> Value:
         key = (repr(number), dtype)

@@ -237,6 +237,13 @@ def _attention(attrs: Attrs, out: _Sizes, operands: Sequence[_Sizes]) -> int:
     return batch * attrs["heads"] * queries * keys * int(dims)
 
 
+def _attention_grad(attrs: Attrs, out: _Sizes, operands: Sequence[_Sizes]) -> int:
+    """The scores again, and two products for the gradients of each of the two."""
+    batch, queries, keys = operands[1][0], operands[1][-2], operands[2][-2]
+    dims = 3 * attrs["head_dim"] + 2 * attrs["value_dim"]
+    return batch * attrs["heads"] * queries * keys * int(dims)
+
+
 _MULTIPLY_ADDS: dict[str, Callable[[Attrs, _Sizes, Sequence[_Sizes]], int]] = {
     "linear": _per_feature,
     "linear_packed": _per_feature,
@@ -244,6 +251,7 @@ _MULTIPLY_ADDS: dict[str, Callable[[Attrs, _Sizes, Sequence[_Sizes]], int]] = {
     "matmul_packed": _per_feature,
     "attention": _attention,
     "attention_weights": _attention,
+    "attention_grad": _attention_grad,
     "linear_grad_weight": _linear_grad_weight,
     "conv2d": _conv2d,
     "conv2d_packed": _conv2d_packed,
@@ -251,6 +259,7 @@ _MULTIPLY_ADDS: dict[str, Callable[[Attrs, _Sizes, Sequence[_Sizes]], int]] = {
     "conv2d_grad_input": _conv2d_grad_input,
     "conv2d_grad_input_packed": _conv2d_grad_input_packed,
     "conv2d_grad_weight": _conv2d_grad_weight,
+    "conv2d_grad_weight_winograd": _conv2d_grad_weight,
 }
 
 # -- text -----------------------------------------------------------------------------------------

@@ -13,20 +13,27 @@ After::
 
 The rule is the optimizer's own, written in the IR's operators, so eager and compiled training
 compute the same. Hyper-parameters are inputs: a scheduler changes them without compiling again.
+If the optimizer counts steps, the graph does, so that a call changes weights and counts at once::
+
+    %steps: f32[2] = buffer {path="opt.0.steps"}
+    %counted: f32[2] = add(%steps, 1.0)
+    update "opt.0.steps" = %counted
 
 Skips: parameters without a gradient; they are not touched, as in eager training.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..ir.builder import GraphBuilder
-from ..ir.graph import Graph, Value
-from ..ir.types import DType, TensorType
+from ..ir.graph import NOWHERE, Graph
+from ..ir.types import TensorType, float32
 from .differentiate import GRAD
+from .number_inputs import Numbers
 
 Rule = Callable[..., tuple[Any, dict[str, Any]]]
 
@@ -37,7 +44,7 @@ class Update:
 
     rule: ``(b, param, grad, state, hyper) -> (new param, new state)``; state: names of the
     optimizer's buffers for this parameter (each of the parameter's type); hyper: names of the
-    numbers of parameter group ``group``.
+    numbers of parameter group ``group``; counts: whether the optimizer counts its steps.
     """
 
     path: str
@@ -45,6 +52,7 @@ class Update:
     rule: Rule
     state: Sequence[str]
     hyper: Sequence[str]
+    counts: bool = False
 
 
 def state_path(parameter: str, name: str) -> str:
@@ -57,19 +65,27 @@ def hyper_path(group: int, name: str) -> str:
     return f"opt.{group}.{name}"
 
 
+def steps_path(group: int) -> str:
+    """Path of the counts of steps of a group's updated parameters, one float32 vector."""
+    return f"opt.{group}.steps"
+
+
 def apply_optimizer(graph: Graph, updates: Sequence[Update]) -> Graph:
     """The graph with updates of parameters and optimizer state instead of ``grad:`` outputs."""
     new = graph.copy()
     builder = GraphBuilder(new)
     parameters = {n.attrs["path"]: n for n in new.sources("parameter")}
-    numbers: dict[tuple[str, DType], Value] = {}
+    numbers = Numbers(new)
+    counted: Counter[int] = Counter()
     for update in updates:
         grad = new.outputs.get(GRAD + update.path)
         if grad is None:
             continue
         node = parameters[update.path]
         builder.source = node.source
-        hyper = {h: _number(new, update.group, h, node.type, numbers) for h in update.hyper}
+        hyper = {
+            h: numbers.get(hyper_path(update.group, h), h, node.type.dtype) for h in update.hyper
+        }
         state = {
             s: new.add(
                 "buffer",
@@ -84,20 +100,13 @@ def apply_optimizer(graph: Graph, updates: Sequence[Update]) -> Graph:
         new.updates[update.path] = value
         for name, result in next_state.items():
             new.updates[state_path(update.path, name)] = result
+        if update.counts:
+            counted[update.group] += 1
+    builder.source = NOWHERE
+    for group, size in counted.items():
+        path = steps_path(group)
+        kind = TensorType(float32, (size,))
+        steps = new.add("buffer", name=f"steps_{group}", path=path, type=kind)
+        new.updates[path] = builder.add(steps, 1.0)
     new.outputs = {k: v for k, v in new.outputs.items() if not k.startswith(GRAD)}
     return new
-
-
-def _number(
-    graph: Graph, group: int, name: str, like: TensorType, known: dict[tuple[str, DType], Value]
-) -> Value:
-    path = hyper_path(group, name)
-    key = (path, like.dtype)
-    if key not in known:
-        known[key] = graph.add(
-            "input",
-            name=name,
-            path=path if like.dtype.short == "f32" else f"{path}.{like.dtype.short}",
-            type=TensorType(like.dtype, ()),
-        )
-    return known[key]

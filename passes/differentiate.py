@@ -33,22 +33,26 @@ from ..ir.autodiff import input_gradients
 from ..ir.builder import GraphBuilder
 from ..ir.graph import Graph, Node, Value
 from ..ir.ops.record import GradContext, get
+from .number_inputs import Numbers
 
 GRAD = "grad:"
 
 
-def differentiate(graph: Graph, wrt: Collection[str], loss: str | None = None) -> Graph:
+def differentiate(
+    graph: Graph, wrt: Collection[str], loss: str | None = None, scale: str | None = None
+) -> Graph:
     """The graph with gradients of ``loss`` (or of all float outputs) as outputs ``grad:<path>``.
 
     ``wrt`` holds paths of parameters and inputs. With ``loss``, the name of a 0-d output, the
-    seed is one; without it, each float output gets a seed input named ``grad:<output>``.
+    seed is one, or the number (`Numbers`) of path ``scale``; without it, each float output gets a
+    seed input named ``grad:<output>``.
     A path that no output depends on gets no ``grad:`` output.
     """
     new = graph.copy()
     builder = GraphBuilder(new)
     roots = [n for n in new.nodes if n.op in ("parameter", "input") and n.attrs["path"] in wrt]
     active = _active(new, roots)
-    adjoints = _seeds(new, loss, active, builder)
+    adjoints = _seeds(new, loss, scale, active, builder)
     for node in reversed(graph.nodes):
         grads = [adjoints.get(v) for v in node.values]
         if node.name not in active or not node.operands or all(g is None for g in grads):
@@ -78,13 +82,19 @@ def _active(graph: Graph, roots: list[Node]) -> set[str]:
 
 
 def _seeds(
-    graph: Graph, loss: str | None, active: set[str], builder: GraphBuilder
+    graph: Graph,
+    loss: str | None,
+    scale: str | None,
+    active: set[str],
+    builder: GraphBuilder,
 ) -> dict[Value, Value]:
     if loss is not None:
         value = _loss_value(graph, loss)
         if value.node not in active:
             return {}
         kind = graph.type(value)
+        if scale is not None:
+            return {value: Numbers(graph).get(scale, "scale", kind.dtype)}
         return {value: graph.add("constant", name="seed", value=np.ones((), kind.dtype.np))}
     seeds: dict[Value, Value] = {}
     for name, value in list(graph.outputs.items()):

@@ -20,8 +20,8 @@ set of elementwise operators behind the convolution that has one result (x * sig
 backward graph matrix products and input gradients of convolutions get one, too: the activation's
 derivative, with the mask that only it reads.
 
-Training keeps batch_norm_train: its statistics are of the batch, so nothing can be folded; the
-activation and the residual add still fuse into loops.
+In training the statistics are of the batch, so nothing can be folded: ``split_batch_norm.py`` has
+made steps of the normalisation before, which fuse with the activation and the residual add.
 
 Skips: F101 the convolution's result has a second consumer or is a graph result; F102 BatchNorm in
 training mode; F103 the weight, the bias or BatchNorm's operands are not functions of state alone;

@@ -10,9 +10,14 @@ After::
     %y: f32[N,10] = linear_packed(%x, %y_packed, %b) {out_features=10, panel=16}
 
 The same inside of ``contraction`` regions. Where ``choose_tile`` says so, a 3x3 convolution of
-stride 1 becomes ``conv2d_winograd`` on a weight from ``pack_winograd``. A pack of a parameter is a
-function of state alone: in inference the runtime computes it when a parameter changes; a training
-step computes it once per step. Two users of one weight in one form share its pack. Code P101.
+stride 1 becomes ``conv2d_winograd`` on a weight from ``pack_winograd``; the gradient of its weight,
+which reads none, becomes ``conv2d_grad_weight_winograd`` where ``choose_gradient_tile`` says so. A
+pack of a parameter is a function of state alone: in inference the runtime computes it when a
+parameter changes; a training step computes it once per step. Two users of one weight in one form
+share its pack. Code P101; P102 for the gradients of weights.
+
+A linear layer of few rows whose weight changes in every call packs its panels itself, next to their
+use (code P103, ``packs_itself``): a packed copy would go to memory and come back once.
 
 Skips: convolutions that are not channels-last, which have no packed kernel; a region whose weight
 has another use inside of it; weights of symbolic size; Winograd for strides, dilations, groups and
@@ -26,8 +31,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..ir.graph import Graph, Node, Value
-from ..ir.types import DType
+from ..ir.types import DType, Extent, numel
 from .rewriting import Ledger, add_like, rebuild
+from .state import state_only
 
 NAME = "pack_weights"
 ChoosePanel = Callable[[int, DType], int]
@@ -35,6 +41,8 @@ ChoosePanel = Callable[[int, DType], int]
 ChooseTile = Callable[[int, int, tuple[int, int], DType], int]
 """``(inputs, outputs, size, dtype)``: the m of Winograd's F(m x m, 3 x 3) for such a 3x3
 convolution of stride 1 with ``size`` outputs, or 0 for the direct sum."""
+PacksItself = Callable[[Extent, int, DType], bool]
+"""``(rows, depth, dtype)``: whether a product of so many rows packs each panel only once."""
 _PACKED = ("linear", "conv2d", "conv2d_grad_input")
 
 
@@ -61,13 +69,41 @@ def pack_weights(
     ledger: Ledger | None = None,
     choose_tile: ChooseTile | None = None,
     choices: Mapping[str, Choice] | None = None,
+    choose_gradient_tile: ChooseTile | None = None,
+    packs_itself: PacksItself | None = None,
 ) -> Graph:
     """The graph with packed operands for linear and convolution kernels.
 
-    ``choices``, by the name of a node of the graph, overrule the two functions.
+    ``choices``, by the name of a node of the graph, overrule the first two functions.
     """
-    packer = _Packer(choose_panel, choose_tile or _direct, ledger, dict(choices or {}))
+    left = _left(graph, packs_itself) if packs_itself is not None else set()
+    packer = _Packer(
+        choose_panel, choose_tile or _direct, choose_gradient_tile or _direct, ledger,
+        dict(choices or {}), left,
+    )  # fmt: skip
     return rebuild(graph, packer.emit)
+
+
+def _left(graph: Graph, packs_itself: PacksItself) -> set[str]:
+    """The linear layers that pack their weights themselves: those of which nothing is prepared, and
+    that no other product could share a pack with."""
+    users: dict[Value, list[Node]] = {}
+    for node in graph.nodes:
+        found = _anchor(node)
+        if found is not None:
+            users.setdefault(node.operands[found[1]], []).append(found[0])
+    prepared = state_only(graph)
+    left = set()
+    for node in graph.nodes:
+        found = _anchor(node)
+        if found is None or found[0].op != "linear":
+            continue
+        weight = node.operands[found[1]]
+        kind, rows = graph.type(weight), numel(found[0].type.shape[:-1])
+        depth, alone = kind.shape[1], len(users[weight]) == 1 and weight.node not in prepared
+        if alone and isinstance(depth, int) and packs_itself(rows, depth, kind.dtype):
+            left.add(node.name)
+    return left
 
 
 def products(graph: Graph) -> Iterator[Product]:
@@ -117,11 +153,15 @@ def _winograd_size(anchor: Node, shape: tuple[Any, ...]) -> tuple[int, ...]:
         return ()
     if anchor.op == "conv2d_grad_input" and max(map(max, anchor.attrs["padding"])) > 2:
         return ()
-    plain = (anchor.attrs["stride"], anchor.attrs["dilation"], anchor.attrs["groups"])
-    size = anchor.type.shape[1:3]
+    return _plain_size(anchor, anchor.type.shape[1:3])
+
+
+def _plain_size(node: Node, size: tuple[Any, ...]) -> tuple[int, ...]:
+    """``size`` if a convolution of this many outputs has stride 1, one group and no dilation."""
+    plain = (node.attrs["stride"], node.attrs["dilation"], node.attrs["groups"])
     if plain != ((1, 1), (1, 1), 1) or not all(isinstance(d, int) and d > 0 for d in size):
         return ()
-    return tuple(int(d) for d in size)  # type: ignore[arg-type]
+    return tuple(int(d) for d in size)
 
 
 def _direct(inputs: int, outputs: int, size: tuple[int, int], dtype: DType) -> int:
@@ -143,15 +183,24 @@ class _Form:
 class _Packer:
     choose_panel: ChoosePanel
     choose_tile: ChooseTile
+    choose_gradient_tile: ChooseTile
     ledger: Ledger | None
     choices: dict[str, Choice]
+    left: set[str]
     packs: dict[tuple[Any, ...], Value] = field(default_factory=dict)
 
     def emit(self, new: Graph, node: Node, operands: list[Value]) -> tuple[Value, ...] | None:
+        if node.op == "conv2d_grad_weight":
+            return self._weight_gradient(new, node, operands)
         found = _anchor(node)
         if found is None:
             return None
         anchor, weight = found
+        if node.name in self.left and node.name not in self.choices:
+            if self.ledger is not None:
+                why = f"%{node.name} packs {operands[weight]} itself: it changes in every call"
+                self.ledger.declined(NAME, "P103", node, why)
+            return None
         form = self._form(node, anchor, new.type(operands[weight]).shape)
         if form is None:
             return None
@@ -162,6 +211,28 @@ class _Packer:
         kind = new.type(operands[weight])
         packed = _packed_body(node.attrs["body"], anchor, form, kind)
         return add_like(new, node, "fused", operands, kind="contraction", body=packed)
+
+    def _weight_gradient(
+        self, new: Graph, node: Node, operands: list[Value]
+    ) -> tuple[Value, ...] | None:
+        """By Winograd's algorithm, or None for the direct sum."""
+        attrs, shape = node.attrs, new.type(operands[0]).shape
+        if attrs["layout"] != "NHWC" or tuple(attrs["kernel_size"]) != (3, 3):
+            return None
+        size = _plain_size(node, shape[1:3])
+        channels = new.type(operands[1]).shape[3], shape[3]
+        if not size or not all(isinstance(c, int) for c in channels):
+            return None
+        inputs, outputs = (int(c) for c in channels)  # type: ignore[arg-type]
+        dtype = node.type.dtype
+        tile = self.choose_gradient_tile(inputs, outputs, (size[0], size[1]), dtype)
+        if not tile:
+            return None
+        if self.ledger is not None:
+            text = f"%{node.name} is computed by Winograd's algorithm, F({tile}x{tile}, 3x3)"
+            self.ledger.did(NAME, "P102", node, text)
+        how = {"tile": tile, "padding": attrs["padding"], "layout": attrs["layout"]}
+        return add_like(new, node, "conv2d_grad_weight_winograd", operands, **how)
 
     def _pack(self, new: Graph, node: Node, weight: Value, form: _Form) -> Value:
         key = (weight, form.pack, tuple(sorted(form.pack_attrs.items())))

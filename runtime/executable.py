@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import weakref
@@ -121,7 +122,7 @@ class Executable:
             else:
                 self._recorder(n, threads)
             if self._status[0]:
-                raise IndexError(self._bad_index())
+                raise self._bad_index()
 
     def repeat(
         self,
@@ -133,11 +134,10 @@ class Executable:
 
         It takes the arrays for ``inputs`` (path, shape, dtype) in this order and returns a new
         array, ``output``; None if an argument is no readable C-contiguous array of that kind. It
-        trusts its caller: that batch size, state and number of threads are those of the last `run`.
+        trusts its caller: that batch size, state, number of threads, other inputs and results are
+        those of the last `run`. Raises IndexError as `run` does.
         """
         if len(self._run) != 1 or not isinstance(self._run[0], int):
-            return None
-        if any(launch.node.op in INDEXED for launch in self.program.launches):
             return None
         with self._lock:
             threads = 1 if self._short(n) else settings.num_threads()
@@ -154,10 +154,14 @@ class Executable:
         )
         if call is None:
             return None
+        status = (ctypes.c_int64 * len(self._status)).from_address(address(self._status))
 
         def run(arrays: Sequence[object]) -> np.ndarray | None:
             with self._lock:
+                status[0] = 0
                 found: np.ndarray | None = pool.lend(threads, call, arrays)
+                if status[0]:
+                    raise self._bad_index()
                 return found
 
         return run
@@ -259,7 +263,8 @@ class Executable:
             self._is_short[n] = sum(x.cost.at(n) for x in launches) < WORTH_A_THREAD
         return self._is_short[n]
 
-    def _bad_index(self) -> str:
+    def _bad_index(self) -> IndexError:
+        """The error for the status that a run has left."""
         value = int(self._status[1])
         suspects = [
             f"{launch.node.op} ({launch.node.source})" if str(launch.node.source)
@@ -268,7 +273,7 @@ class Executable:
             if launch.node.op in INDEXED
         ]
         where = ", ".join(dict.fromkeys(suspects)) or self.program.name
-        return (
+        return IndexError(
             f"Target {value} is out of bounds: an index or label does not fit the table or the "
             f"number of classes, in {where}. No parameter was changed"
         )

@@ -77,6 +77,12 @@ def set_num_threads(n: int | None) -> None:
     _num_threads = number
 
 
+def num_threads_is_chosen() -> bool:
+    """Whether the user has said how many threads to use, in whichever way."""
+    variables = (os.environ.get(NUM_THREADS, "").strip(), _omp_num_threads())
+    return _num_threads is not None or any(variables)
+
+
 @contextmanager
 def threads(n: int) -> Iterator[None]:
     """Sets the number of threads for a while; errors as in `set_num_threads`."""
@@ -91,9 +97,15 @@ def threads(n: int) -> Iterator[None]:
 
 def available_cpus() -> int:
     """CPUs that this process may use: the affinity mask and the cgroup's quota, rounded up."""
-    masked = hasattr(os, "sched_getaffinity")
-    cpus = len(os.sched_getaffinity(0)) if masked else os.cpu_count() or 1
+    cpus = len(cpu_set())
     return max(1, min(cpus, cgroup_cpus() or cpus))
+
+
+def cpu_set() -> frozenset[int]:
+    """The numbers of the CPUs that this process may run on: the affinity mask, or all."""
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
 
 
 @lru_cache(maxsize=8)

@@ -16,9 +16,14 @@ ALLOWED = {
     "export": {"export", "frontend", "passes", "ir", "errors"},
     "codegen": {"codegen", "ir", "errors"},
     "runtime": {"runtime", "codegen", "ir", "errors"},
+    "distributed": {"distributed", "bridge", "frontend", "runtime", "errors"},
 }
 # Third-party packages that only some places may import.
-CONFINED = {"networkx": {"ir/graph.py"}, "llvmlite": {"codegen", "runtime"}}
+CONFINED = {
+    "networkx": {"ir/graph.py"},
+    "llvmlite": {"codegen", "runtime"},
+    "mpi4py": {"distributed"},
+}
 
 
 def _files() -> list[Path]:

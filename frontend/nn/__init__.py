@@ -1,6 +1,6 @@
 """torch.nn for netwright: modules, layers, losses, ``functional`` and ``init``."""
 
-from . import functional, init
+from . import functional, init, utils
 from .activation import (
     ELU,
     GELU,
@@ -85,4 +85,5 @@ __all__ = [
     "Unflatten",
     "functional",
     "init",
+    "utils",
 ]

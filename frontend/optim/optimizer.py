@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,8 +97,8 @@ class Optimizer:
     # -- what a compiled step uses -------------------------------------------------------------
 
     def structure(self) -> Hashable:
-        """Changes when a compiled step must be compiled again: options, groups, their sizes."""
-        return tuple([(self.flags(g), len(g["params"])) for g in self.param_groups])
+        """Changes when a compiled step must be compiled again: options, groups, parameters."""
+        return tuple([(self.flags(g), *map(id, g["params"])) for g in self.param_groups])
 
     def state_tensor(self, param: Tensor, name: str) -> Tensor:
         """A buffer of ``param``; zeros before its first step."""
@@ -114,7 +114,42 @@ class Optimizer:
     def steps_taken(self, param: Tensor) -> float:
         """Number of steps that ``param`` has seen, where the optimizer counts them."""
         state = self.state.get(param)
-        return 0.0 if state is None or "step" not in state else float(state["step"])
+        count = None if state is None else state.get("step")
+        if count is None:
+            return 0.0
+        return float(count._array if isinstance(count, Tensor) else count)
+
+    def step_counts(self, params: Sequence[Tensor]) -> Tensor:
+        """The counts of ``params`` in one float32 tensor, of which their ``step`` are elements.
+
+        A compiled step counts in the same call that updates: weights and counts always agree.
+        """
+        holders = [self._holder_of_count(p) for p in params]
+        counts = [holder["step"]._array for holder in holders]
+        shared = counts[0].base
+        if not (
+            isinstance(shared, np.ndarray)
+            and shared.shape == (len(params),)
+            and shared.dtype == np.float32
+            and all(c.base is shared for c in counts)
+            and [c.ctypes.data - shared.ctypes.data for c in counts]
+            == [i * shared.itemsize for i in range(len(counts))]
+        ):
+            shared = np.array([float(c) for c in counts], np.float32)
+            for i, holder in enumerate(holders):
+                holder["step"] = dispatch.wrap(shared[i : i + 1].reshape(()))
+        return dispatch.wrap(shared)
+
+    def _holder_of_count(self, param: Tensor) -> dict[str, Any]:
+        """The dict that holds the count of ``param`` as a tensor."""
+        state = self.state.get(param)
+        counted = state is not None and "step" in state
+        holder = state if state is not None and counted else self._unused.setdefault(param, {})
+        count = holder.get("step", 0.0)
+        if not isinstance(count, Tensor) or count._array.dtype != np.float32:
+            number = float(count._array if isinstance(count, Tensor) else count)
+            holder["step"] = dispatch.wrap(np.array(number, np.float32))
+        return holder
 
     def check_equal_steps(self, params: Iterable[Tensor]) -> None:
         """UnsupportedError unless the parameters of each group are at the same step.
@@ -137,19 +172,22 @@ class Optimizer:
         """What ``hyper`` depends on besides the group's options."""
         return self.steps_taken(param)
 
-    def advance(self, params: Iterable[Tensor]) -> None:
-        """Notes that ``params`` have been updated: counts their step."""
+    def advance(self, params: Iterable[Tensor], counted: bool = False) -> None:
+        """Notes that ``params`` have been updated: counts their step, unless that is ``counted``
+        already, and makes the buffers that were made for it part of the state."""
         self._opt_called = True
         for param in params:
-            unused = self._unused.pop(param, None)
+            unused = self._unused.pop(param, {})
+            count = unused.pop("step", None)
             if self.counts_steps:
                 state = self.state[param]
                 if "step" not in state:
-                    state["step"] = dispatch.wrap(np.zeros((), np.float32))
+                    fresh = count is None
+                    state["step"] = dispatch.wrap(np.zeros((), np.float32)) if fresh else count
                 count = state["step"]
-                if isinstance(count, Tensor):
+                if isinstance(count, Tensor) and not counted:
                     np.add(count._array, 1, out=count._array)
-                else:
+                elif not counted:
                     state["step"] = count + 1
             if unused:
                 self.state[param].update(unused)

@@ -3,6 +3,8 @@
 from . import activations as activations
 from . import adaptive_pooling as adaptive_pooling
 from . import attention as attention
+from . import attention_grad as attention_grad
+from . import batch_norm_parts as batch_norm_parts
 from . import contraction as contraction
 from . import convolution as convolution
 from . import elementwise as elementwise

@@ -120,10 +120,24 @@ def _infer(
     return TensorType(q.dtype, shape)
 
 
+def columns_are_all(
+    kinds: tuple[TensorType, ...], heads: int, dims: tuple[int, int, int], starts: tuple[int, ...]
+) -> bool:
+    """Whether the heads of the three operands are all columns of one, and none is of two."""
+    if any(kind != kinds[0] for kind in kinds) or kinds[0].rank != 3:
+        return False
+    at = 0
+    for start, dim in sorted(zip(starts, dims, strict=True)):
+        if start != at:
+            return False
+        at += heads * dim
+    return at == kinds[0].shape[2]
+
+
 # -- meaning --------------------------------------------------------------------------------------
 
 
-def _as_heads(x: np.ndarray, heads: int, dim: int, start: int) -> np.ndarray:
+def as_heads(x: np.ndarray, heads: int, dim: int, start: int) -> np.ndarray:
     """A view (batch, heads, rows, dim)."""
     if x.ndim == 4:
         return x
@@ -131,7 +145,7 @@ def _as_heads(x: np.ndarray, heads: int, dim: int, start: int) -> np.ndarray:
     return columns.reshape(*x.shape[:2], heads, dim).transpose(SPLIT_HEADS)
 
 
-def _weights(
+def weights_of(
     q: np.ndarray,
     k: np.ndarray,
     mask: np.ndarray | None = None,
@@ -147,8 +161,8 @@ def _weights(
     ``causal``: query i sees keys 0 to i; the scores of later keys do not matter.
     """
     with np.errstate(all="ignore"):
-        queries = _as_heads(q, heads, head_dim, starts[0])
-        keys = _as_heads(k, heads, head_dim, starts[1])
+        queries = as_heads(q, heads, head_dim, starts[0])
+        keys = as_heads(k, heads, head_dim, starts[1])
         p = np.matmul(queries, keys.swapaxes(2, 3))
         p *= p.dtype.type(scale)
         if mask is not None:
@@ -184,9 +198,9 @@ def _attention(
     0, reaches a query.
     """
     common = {"heads": heads, "head_dim": head_dim, "scale": scale, "causal": causal}
-    p = _weights(q, k, mask, starts=starts[:2], **common)  # type: ignore[arg-type]
+    p = weights_of(q, k, mask, starts=starts[:2], **common)  # type: ignore[arg-type]
     with np.errstate(all="ignore"):
-        y = np.matmul(p, _as_heads(v, heads, value_dim, starts[2]))
+        y = np.matmul(p, as_heads(v, heads, value_dim, starts[2]))
     if not merged:
         return y
     y = y.transpose(SPLIT_HEADS)
@@ -196,7 +210,7 @@ def _attention(
 # -- gradients ------------------------------------------------------------------------------------
 
 
-def _split(b: Any, x: Any, heads: int, dim: int, start: int = 0) -> Any:
+def split(b: Any, x: Any, heads: int, dim: int, start: int = 0) -> Any:
     """An operand (or its gradient) as (batch, heads, rows, dim)."""
     kind = b.type(x)
     if kind.rank == 4:
@@ -209,24 +223,28 @@ def _split(b: Any, x: Any, heads: int, dim: int, start: int = 0) -> Any:
     return b.op("permute", x, dims=SPLIT_HEADS)
 
 
-def _joined(b: Any, g: Any, like: TensorType, start: int) -> Any:
+def joined(b: Any, g: Any, like: TensorType, start: int) -> Any:
     """The gradient (batch, heads, rows, dim) of an operand of the type ``like``, as it is."""
     if like.rank == 4:
         return g
     batch, heads, rows, dim = b.type(g).shape
     g = b.op("permute", g, dims=SPLIT_HEADS)
-    g = b.op("reshape", g, shape=(batch, rows, heads * dim))
+    return as_columns(b, b.op("reshape", g, shape=(batch, rows, heads * dim)), like, start)
+
+
+def as_columns(b: Any, g: Any, like: TensorType, start: int) -> Any:
+    """Columns from ``start`` on of the type ``like``, the others zero."""
     features = like.shape[2]
-    if features == heads * dim:
+    if b.type(g).shape[2] == features:
         return g
     return b.op("slice_grad", g, dim=2, start=start, step=1, size=features)
 
 
-def _transposed(b: Any, x: Any) -> Any:
+def transposed(b: Any, x: Any) -> Any:
     return b.op("permute", x, dims=(0, 1, 3, 2))
 
 
-def _scores_grad(b: Any, ctx: GradContext, p: Any, dp: Any, needs: tuple[bool, ...]) -> list[Any]:
+def scores_grad(b: Any, ctx: GradContext, p: Any, dp: Any, needs: tuple[bool, ...]) -> list[Any]:
     """Gradients of query, key and mask for the gradient ``dp`` of the weights ``p``."""
     q, k = ctx.inputs[:2]
     heads, dim, scale = (ctx.attrs[name] for name in ("heads", "head_dim", "scale"))
@@ -234,37 +252,56 @@ def _scores_grad(b: Any, ctx: GradContext, p: Any, dp: Any, needs: tuple[bool, .
     ds = b.op("softmax_grad", dp, p, dim=3)
     grads: list[Any] = [None, None, ds if needs[2] else None]
     if needs[0]:
-        dq = b.mul(b.matmul(ds, _split(b, k, heads, dim, starts[1])), scale)
-        grads[0] = _joined(b, dq, b.type(q), starts[0])
+        dq = b.mul(b.matmul(ds, split(b, k, heads, dim, starts[1])), scale)
+        grads[0] = joined(b, dq, b.type(q), starts[0])
     if needs[1]:
-        dk = b.mul(b.matmul(_transposed(b, ds), _split(b, q, heads, dim, starts[0])), scale)
-        grads[1] = _joined(b, dk, b.type(k), starts[1])
+        dk = b.mul(b.matmul(transposed(b, ds), split(b, q, heads, dim, starts[0])), scale)
+        grads[1] = joined(b, dk, b.type(k), starts[1])
     return grads
 
 
 def _weights_grad(b: Any, ctx: GradContext, g: Any) -> tuple[Any, ...]:
     needs = (ctx.needs(0), ctx.needs(1), ctx.needs(2))
-    grads = _scores_grad(b, ctx, ctx.outputs[0], g, needs)
+    grads = scores_grad(b, ctx, ctx.outputs[0], g, needs)
     return tuple(grads[: len(ctx.inputs)])
 
 
 def _attention_grad(b: Any, ctx: GradContext, g: Any) -> tuple[Any, ...]:
-    """The weights are computed again: they are larger than everything that they depend on."""
+    """One operator, unless somebody wants the gradient of the mask."""
+    q, k, v, *mask = ctx.inputs
+    attrs = ctx.attrs
+    if ctx.needs(3):
+        return _mask_grad(b, ctx, g)
+    dims = (attrs["head_dim"], attrs["head_dim"], attrs["value_dim"])
+    kinds = (b.type(q), b.type(k), b.type(v))
+    together = b.same(q, k) and b.same(k, v)
+    together = together and columns_are_all(kinds, attrs["heads"], dims, attrs["starts"])
+    found = b.op("attention_grad", g, q, k, v, *mask, together=together, **attrs)
+    if together:
+        grads = (found, None, None)
+    else:
+        grads = tuple(
+            x if kind.rank == 4 else as_columns(b, x, kind, start)
+            for x, kind, start in zip(found, kinds, attrs["starts"], strict=True)
+        )
+    return (*grads, None) if mask else grads
+
+
+def _mask_grad(b: Any, ctx: GradContext, g: Any) -> tuple[Any, ...]:
+    """From single operators: the gradient of a mask is that of the scores, summed.
+
+    The weights are computed again: they are larger than everything that they depend on.
+    """
     q, k, v, *mask = ctx.inputs
     heads, value_dim = ctx.attrs["heads"], ctx.attrs["value_dim"]
     *starts, start = ctx.attrs["starts"]
     common = {name: ctx.attrs[name] for name in ("heads", "head_dim", "scale", "causal")}
     p = b.op("attention_weights", q, k, *mask, starts=tuple(starts), **common)
-    g = _split(b, g, heads, value_dim)
-    needs = (ctx.needs(0), ctx.needs(1), ctx.needs(3))
-    dq, dk, dmask = None, None, None
-    if any(needs):
-        dp = b.matmul(g, _transposed(b, _split(b, v, heads, value_dim, start)))
-        dq, dk, dmask = _scores_grad(b, ctx, p, dp, needs)
-    dv = None
-    if ctx.needs(2):
-        dv = _joined(b, b.matmul(_transposed(b, p), g), b.type(v), start)
-    return (dq, dk, dv, dmask) if mask else (dq, dk, dv)
+    g = split(b, g, heads, value_dim)
+    dp = b.matmul(g, transposed(b, split(b, v, heads, value_dim, start)))
+    dq, dk, dmask = scores_grad(b, ctx, p, dp, (ctx.needs(0), ctx.needs(1), True))
+    dv = joined(b, b.matmul(transposed(b, p), g), b.type(v), start) if ctx.needs(2) else None
+    return dq, dk, dv, dmask
 
 
 # -- samples --------------------------------------------------------------------------------------
@@ -290,7 +327,9 @@ def _masks(rng: np.random.Generator, shape: tuple[int, ...]) -> list[np.ndarray]
     return [rng.normal(size=shape), padding, blind]
 
 
-def _cases(rng: np.random.Generator) -> list[tuple[tuple[np.ndarray, ...], dict[str, Any]]]:
+def attention_samples(
+    rng: np.random.Generator,
+) -> list[tuple[tuple[np.ndarray, ...], dict[str, Any]]]:
     """(q, k, v, masks...) and attributes, for every form of the operands."""
     cases: list[tuple[tuple[np.ndarray, ...], dict[str, Any]]] = []
     for i, (batch, heads, rows, keys, dim, value_dim) in enumerate(_SIZES):
@@ -314,12 +353,12 @@ def _cases(rng: np.random.Generator) -> list[tuple[tuple[np.ndarray, ...], dict[
 
 
 def _samples(rng: np.random.Generator) -> list[Sample]:
-    return [Sample(arrays, attrs, arrays[0].size > 0) for arrays, attrs in _cases(rng)]
+    return [Sample(arrays, attrs, arrays[0].size > 0) for arrays, attrs in attention_samples(rng)]
 
 
 def _weights_samples(rng: np.random.Generator) -> list[Sample]:
     samples = []
-    for (q, k, _, *mask), attrs in _cases(rng):
+    for (q, k, _, *mask), attrs in attention_samples(rng):
         kept = {n: attrs[n] for n in ("heads", "head_dim", "scale", "causal")}
         kept["starts"] = attrs["starts"][:2]
         # The weight of an only key is 1 whatever the scores are.
@@ -343,7 +382,7 @@ register(
         "attention_weights",
         "contraction",
         _weights_infer,
-        _weights,
+        weights_of,
         grad=_weights_grad,
         samples=_weights_samples,
         **SUMMED,

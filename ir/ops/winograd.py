@@ -11,6 +11,11 @@ weight alone and is packed as ``[ceil(O / panel)][a * a][I][panel]``: a matrix o
 element of the transformed kernel. ``flip`` is the form for the gradient of the input, which is a
 convolution with the kernel turned by 180 degrees and the roles of O and I exchanged.
 
+The algorithm is bilinear in kernel and inputs, so the gradient of the kernel is its transpose
+(``conv2d_grad_weight_winograd``): with the gradients h of the m outputs, in one dimension
+
+    dg = G^T [sum over tiles of (A h) * (B^T d)]
+
 The error against float64 of m = 2 is about that of the direct sum; that of m = 4 is some ten
 times larger, because its transforms multiply by up to 8.
 """
@@ -138,11 +143,8 @@ def _numpy(
     u = unpack_columns(blocks.reshape(-1), (size * size,), channels, out_channels, panel)
     (top, bottom), (left, right) = padding
     height, width = x.shape[1] + top + bottom - 2, x.shape[2] + left + right - 2
-    down, across = -(-height // tile), -(-width // tile)
-    spare = down * tile - height, across * tile - width
-    x = np.pad(x, ((0, 0), (top, bottom + spare[0]), (left, right + spare[1]), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(1, 2))
-    d = windows[:, ::tile, ::tile]  # (N, down, across, C, a, a)
+    d = _tiles(x, (height, width), tile, padding)  # (N, down, across, C, a, a)
+    down, across = d.shape[1:3]
     b, a = np.asarray(INPUT[tile], x.dtype), np.asarray(OUTPUT[tile], x.dtype)
     v = (b @ d @ b.T).reshape(*d.shape[:4], size * size)
     products = np.moveaxis(v, -1, 0) @ u[:, None, None]  # (a * a, N, down, across, O)
@@ -150,6 +152,40 @@ def _numpy(
     y = (a @ products @ a.T).transpose(0, 1, 4, 2, 5, 3)
     y = y.reshape(x.shape[0], down * tile, across * tile, out_channels)[:, :height, :width]
     return np.ascontiguousarray(y if bias is None else y + bias)
+
+
+def _tiles(x: np.ndarray, out: tuple[int, ...], tile: int, padding: Padding) -> np.ndarray:
+    """(N, H, W, C) -> (N, down, across, C, a, a): the inputs of every tile of ``out`` outputs."""
+    (top, bottom), (left, right) = padding
+    spare = -out[0] % tile, -out[1] % tile
+    x = np.pad(x, ((0, 0), (top, bottom + spare[0]), (left, right + spare[1]), (0, 0)))
+    size = tile + KERNEL - 1
+    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(1, 2))
+    return windows[:, ::tile, ::tile]
+
+
+def _grad_weight_infer(
+    g: TensorType, x: TensorType, *, tile: int, padding: Padding, layout: str
+) -> TensorType:
+    _require_tile("conv2d_grad_weight_winograd", tile)
+    if layout != "NHWC":
+        raise ShapeError(f"conv2d_grad_weight_winograd: expected NHWC images, got {x} as {layout}")
+    kernel_size = (KERNEL, KERNEL)
+    return get("conv2d_grad_weight").infer(g, x, kernel_size=kernel_size, **_geometry(padding))
+
+
+def _grad_weight(
+    g: np.ndarray, x: np.ndarray, *, tile: int, padding: Padding, layout: str
+) -> np.ndarray:
+    d = _tiles(x, g.shape[1:3], tile, padding)  # (N, down, across, C, a, a)
+    spare = [(0, -n % tile) for n in g.shape[1:3]]
+    h = np.pad(g, ((0, 0), *spare, (0, 0)))
+    h = np.lib.stride_tricks.sliding_window_view(h, (tile, tile), axis=(1, 2))[:, ::tile, ::tile]
+    b, a, k = (np.asarray(m[tile], x.dtype) for m in (INPUT, OUTPUT, WEIGHT))
+    with np.errstate(all="ignore"):
+        v, u = b @ d @ b.T, a.T @ h @ a  # (N, down, across, C or O, a, a)
+        points = np.einsum("nyxcpq,nyxopq->ocpq", v, u, optimize=True)
+        return np.ascontiguousarray(k.T @ points @ k)
 
 
 # -- samples --------------------------------------------------------------------------------------
@@ -184,7 +220,27 @@ def _samples(rng: np.random.Generator) -> list[Sample]:
     return samples
 
 
+def _grad_weight_samples(rng: np.random.Generator) -> list[Sample]:
+    samples = []
+    for tile, (n, h, w), (o, i), padding in (
+        (2, (2, 5, 6), (5, 3), ((1, 1), (1, 1))),
+        (4, (1, 7, 4), (3, 18), ((0, 2), (1, 0))),
+        (2, (0, 4, 4), (4, 2), ((0, 0), (0, 0))),
+    ):
+        out = (h + sum(padding[0]) - 2, w + sum(padding[1]) - 2)
+        arrays = (rng.normal(size=(n, *out, o)), rng.normal(size=(n, h, w, i)))
+        attrs = {"tile": tile, "padding": padding, "layout": "NHWC"}
+        samples.append(Sample(arrays, attrs, False))
+    return samples
+
+
 register(Op("pack_winograd", "contraction", _pack_infer, _pack, samples=_pack_samples, **SUMMED))
 register(
     Op("conv2d_winograd", "contraction", _infer, _numpy, samples=_samples, rtol=1e-4, atol=1e-4)
 )
+register(
+    Op(
+        "conv2d_grad_weight_winograd", "contraction", _grad_weight_infer, _grad_weight,
+        samples=_grad_weight_samples, rtol=1e-4, atol=1e-4,
+    )
+)  # fmt: skip

@@ -54,8 +54,9 @@ def test_rows_have_rates_peaks_and_scaling(
 ) -> None:
     monkeypatch.setattr(layers.probe, "peak_gflops", lambda threads=None: 100.0)
     options = argparse.Namespace(
-        shape=(4, 8, 10), batch=2, threads=[1, 2], seconds=0.005, output=tmp_path / "rows.json"
-    )
+        shape=(4, 8, 10), batch=2, threads=[1, 2], seconds=0.005, backward=False,
+        output=tmp_path / "rows.json",
+    )  # fmt: skip
     model = nn.Sequential(
         nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=4), nn.Flatten(), nn.Linear(80, 3)
     )
@@ -69,6 +70,22 @@ def test_rows_have_rates_peaks_and_scaling(
     assert first["of_peak"] == pytest.approx(first["gflops"] / 100)
     assert "3x3/2 depthwise 4 8x10" in layers.table(rows)
     assert layers.total(rows, 1).startswith("threads 1: ")
+
+
+def test_gradients_of_convolutions_follow_them(
+    layers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers.probe, "peak_gflops", lambda threads=None: 100.0)
+    options = argparse.Namespace(
+        shape=(4, 8, 10), batch=2, threads=[1], seconds=0.005, backward=True,
+        output=tmp_path / "rows.json",
+    )  # fmt: skip
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(120, 3))
+    rows = layers.run(model.eval(), "net", options)
+    names = ["3x3/2 4->6 8x10", "dx 3x3/2 4->6 8x10", "dw 3x3/2 4->6 8x10", "linear 120->3"]
+    assert [row["layer"] for row in rows] == names
+    work = 2 * 2 * (4 * 5 * 6) * 4 * 9 / 1e9
+    assert [row["gflop"] for row in rows[:3]] == [work] * 3
 
 
 def test_a_model_that_the_zoo_does_not_have_is_named(layers: ModuleType) -> None:

@@ -101,3 +101,29 @@ def test_a_pass_can_be_switched_off_by_name() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     assert "fuse_conv_bn_relu" not in fast.stages
     assert any(n.op == "batch_norm" for n in fast.graph("traced").nodes)
+
+
+def test_compile_for_tells_the_memory_of_a_step_that_has_not_run() -> None:
+    trained = model()
+    before = {k: v.numpy().tobytes() for k, v in trained.state_dict().items()}
+    adam = optim.Adam(trained.parameters())
+    step = nw.compile(trained, loss=nn.CrossEntropyLoss(), optimizer=adam)
+    step.compile_for(X[:1], Y[:1])
+    use = step.memory(32)
+    assert use.batch > 0 and step.compilations == 1
+    assert {k: v.numpy().tobytes() for k, v in trained.state_dict().items()} == before
+    assert not adam.state
+    step(X, Y)
+    assert step.compilations == 1 and step.memory(32).batch == use.batch
+
+
+def test_compile_for_compiles_what_the_mode_of_now_would_run() -> None:
+    fast = nw.compile(model())
+    fast.compile_for(X)
+    assert fast.memory(1, "train").saved > 0
+    fast.eval()
+    with nw.no_grad():
+        fast.compile_for(X)
+        assert fast.compilations == 2
+        fast(X)
+    assert fast.compilations == 2

@@ -81,6 +81,13 @@ def norms() -> Iterator[Case]:
         yield Case("batch_norm", (shape, *per * 4), {**attrs, "eps": 1e-5}, note)
         yield Case("batch_norm_train", (shape, *per * 2), {**attrs, "eps": 1e-5}, note)
         yield Case("batch_norm_grad", (shape, shape, *per * 3), attrs, note)
+    x, per = image("NHWC", 8), (64,)
+    sums = TensorType(float64, (32, 2, 64))
+    rows = {"rows": Dim(64)}
+    yield Case("batch_norm_moments", (x,), {"parts": 32})
+    yield Case("batch_norm_grad_sums", (x, x, per), {"parts": 32})
+    yield Case("batch_norm_statistics", (sums, per), {**rows, "eps": 1e-5})
+    yield Case("batch_norm_grad_factors", (sums, per, per), rows)
     for width in (64, 1000):
         x, w = (N, width), (width,)
         yield Case("layer_norm", (x, w, w), {"ndim": 1, "eps": 1e-5}, str(width))
@@ -141,6 +148,8 @@ def contractions() -> Iterator[Case]:
         yield Case("conv2d", (x, w), attrs, note)
         yield Case("conv2d_grad_input", (x, w), {**attrs, "size": (14, 14)}, note)
         yield Case("conv2d_grad_weight", (x, x), {**attrs, "kernel_size": (3, 3)}, note)
+    pixels = {**plain, "padding": ((0, 0), (0, 0)), "groups": 1, "kernel_size": (1, 1)}
+    yield Case("conv2d_grad_weight", (x, x), pixels, "1x1")
     yield Case("linear", ((N, 300), (96, 300), (96,)))
     yield Case("linear_grad_weight", ((N, 96), (N, 300)))
     yield Case("matmul", ((N, 32, 64), (N, 64, 48)))
@@ -211,6 +220,45 @@ def test_loops_are_full_vectors_that_stay_in_registers(
     assert code.inner_spills == 0
     assert code.spills <= AROUND.get(case.op, 0)
     assert calls_of(code) <= {"memset", "memcpy"}
+
+
+@pytest.mark.parametrize("channels", [16, 64, 100])
+def test_sums_of_a_masked_gradient_are_full_vectors_that_stay_in_registers(
+    asm_for: Any, target: Target, channels: int
+) -> None:
+    """The first sweep of the gradient of BatchNorm and ReLU (``passes/split_batch_norm.py``)."""
+    image, per = (TensorType(float32, s) for s in ((N, 8, 8, channels), (channels,)))
+    types = [image, image, per, per, per]
+    body = Graph("reduction")
+    g, x, mean, scale, beta = (
+        body.add("input", path=str(i), type=t) for i, t in enumerate(types)
+    )
+    y = body.add("add", body.add("mul", body.add("sub", x, mean), scale), beta)
+    zero = body.add("constant", value=np.float32(0))
+    masked = body.add("where", body.add("le", y, zero), zero, g)
+    body.outputs["0"] = body.add("batch_norm_grad_sums", masked, x, mean, parts=32)
+    code = asm_for(kernel_for("fused", types, target, kind="reduction", body=body), target)
+    assert code.inner_spills == 0
+    assert calls_of(code) <= {"memset"}
+    assert max(code.widths) >= 10
+
+
+@pytest.mark.parametrize("vectors", [1, 2, 4])
+def test_normalisation_of_short_rows_keeps_what_repeats_in_registers(
+    asm_for: Any, target: Target, vectors: int
+) -> None:
+    """(x - mean) scale + beta and ReLU, as ``passes/split_batch_norm.py`` writes it."""
+    channels = vectors * target.lanes(float32)
+    image, per = (TensorType(float32, s) for s in ((N, 8, 8, channels), (channels,)))
+    types = [image, per, per, per]
+    body = Graph("elementwise")
+    x, mean, scale, beta = (body.add("input", path=str(i), type=t) for i, t in enumerate(types))
+    y = body.add("add", body.add("mul", body.add("sub", x, mean), scale), beta)
+    body.outputs["0"] = body.add("relu", y)
+    code = asm_for(kernel_for("fused", types, target, kind="elementwise", body=body), target)
+    assert code.spills == 0
+    assert max(code.widths) >= 5
+    assert calls_of(code) == set()
 
 
 def optimizers() -> list[Any]:

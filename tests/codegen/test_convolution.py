@@ -74,6 +74,9 @@ SHAPES: list[tuple[Any, Any, dict[str, Any]]] = [
     ((6, 7, 4), (40, 3, 3), geometry((1, 1), ((1, 1), (1, 1)), (1, 1), 2)),
     ((7, 9, 5), (5, 3, 3), geometry((1, 1), ((1, 1), (1, 1)), (1, 1), 5)),
     ((9, 8, 20), (20, 5, 3), geometry((2, 1), ((2, 1), (1, 1)), (1, 2), 20)),
+    ((9, 8, 32), (20, 3, 3), geometry((2, 2), ((1, 1), (1, 1)))),
+    ((9, 7, 16), (70, 1, 1), geometry((3, 2))),
+    ((8, 6, 3), (64, 5, 7), geometry((2, 2), ((2, 2), (3, 3)))),
 ]
 
 
@@ -121,6 +124,38 @@ def test_weight_gradient_of_any_geometry_matches_numpy(run: Run, case: Any) -> N
     node, graph = weight_gradient(*case)
     for n in (3, 0):
         check(run, emit_conv_grad_weight, node, graph, n)
+
+
+def test_weight_gradient_over_several_blocks_of_images(run: Run) -> None:
+    node, graph = weight_gradient((4, 4, 16), (32, 3, 3), geometry(padding=((1, 1), (1, 1))))
+    whole = check(run, emit_conv_grad_weight, node, graph, 29)
+    assert np.array_equal(check(run, emit_conv_grad_weight, node, graph, 29, [1]), whole)
+
+
+@pytest.mark.parametrize("l2", [1 << 20, 1 << 13])
+@pytest.mark.parametrize(
+    "shape,out", [((15, 14, 9), 33), ((7, 7, 40), 70), ((2, 300, 16), 96), ((1, 1, 33), 35)]
+)
+def test_weight_gradient_of_1x1_is_summed_in_cache_or_as_a_product(
+    run: Run, shape: Any, out: int, l2: int
+) -> None:
+    """Both have the same bits for any cut of the tasks."""
+    node, graph = weight_gradient(shape, (out, 1, 1), geometry())
+    target = replace(host(), l2=l2)
+
+    def emit(node: Any, graph: Any, _: Any) -> Any:
+        return emit_conv_grad_weight(node, graph, target)
+
+    kernel = emit(node, graph, None)
+    large = out * shape[2] * 4 > l2 // 4
+    assert ("_origins" in kernel.text) != large
+    for n in (3, 1, 0):
+        check(run, emit, node, graph, n)
+    count = kernel.tasks.at(3)
+    splits = sorted({count // 3, count // 2, count - 1} - {0})
+    assert np.array_equal(
+        check(run, emit, node, graph, 3, splits), check(run, emit, node, graph, 3)
+    )
 
 
 def padded(height: int, channels: int, out: int, groups: int = 1) -> tuple[Any, Any, Any]:
@@ -235,6 +270,7 @@ def test_channels_first_images_are_declined() -> None:
         padded(14, 16, 32),
         padded(7, 256, 256),
         SHAPES[4],
+        ((8, 8, 128), (64, 3, 3), geometry((2, 2), ((1, 1), (1, 1)))),
         padded(14, 64, 64, 64),
     ],
     ids=str,

@@ -149,6 +149,32 @@ def test_broadcast_operands_follow_numpy(
     check(node, g, [rng.normal(size=t.at(n).shape).astype(np.float32) for t in types], n)
 
 
+@pytest.mark.parametrize("vectors", [1, 2, 4, 8])
+@pytest.mark.parametrize("rows", [0, 1, 3, 300])
+def test_operands_that_repeat_in_short_rows_stay_in_registers(
+    vectors: int, rows: int, check: Callable[..., Any]
+) -> None:
+    """Rows of up to four vectors are one long loop; per-channel values come out of each right."""
+    width = vectors * host().lanes(float32)
+    rng = np.random.default_rng(4)
+    types = [
+        TensorType(float32, shape)
+        for shape in ((N, 5, width), (width,), (N, 5, width), (1, 1, width), ())
+    ]
+
+    def build(body: Graph, x: Value, a: Value, y: Value, b: Value, c: Value) -> list[Value]:
+        per_channel = body.add("mul", a, body.add("add", b, c))
+        z = body.add("add", body.add("mul", x, per_channel), y)
+        return [body.add("relu", body.add("sub", z, a)), body.add("le", z, b)]
+
+    node, g = fuse(types, build)
+    arrays = [rng.normal(size=t.at(rows).shape).astype(np.float32) for t in types]
+    tasks = range(1, -(-rows * 5 * width // CHUNK))
+    whole = check(node, g, arrays, n=rows)
+    cut = check(node, g, arrays, n=rows, splits=tasks)
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(whole, cut, strict=True))
+
+
 def test_mixed_dtypes_share_one_loop(check: Callable[..., Any]) -> None:
     types = [
         TensorType(float32, (N, 11)),

@@ -1,5 +1,6 @@
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import netwright.ir.ops  # noqa: F401
 from netwright.codegen.matmul import emit_matmul
 from netwright.codegen.packing import choose_panel, pack_matrix
-from netwright.codegen.target import Target, host
+from netwright.codegen.target import AVX512, Target, host
 from netwright.ir.graph import Graph, Node
 from netwright.ir.interpreter import run_node
 from netwright.ir.ops.packing import pack_columns
@@ -95,6 +96,41 @@ def test_weight_gradient_sums_over_any_number_of_rows(
         check(run, node, graph, n)
 
 
+@pytest.mark.parametrize("out", [2048, 4096])
+def test_columns_that_share_cache_sets_are_copied(run: Run, out: int) -> None:
+    node, graph = build("linear_grad_weight", f32(N, out), f32(N, 3))
+    few_sets = replace(host(), l2=256 << 10)
+    copying, plain = emit_matmul(node, graph, few_sets), emit_matmul(node, graph, host())
+    assert copying is not None
+    assert plain is not None
+    assert "llvm.memcpy" in copying.text
+    rng = np.random.default_rng(4)
+    ins = [rng.standard_normal((300, k)).astype(np.float32) for k in (out, 3)]
+    found = []
+    for kernel in (copying, plain):
+        found.append(np.empty((out, 3), np.float32))
+        run(kernel, [found[-1]], ins, 300, [kernel.tasks.at(300) // 3])
+    assert np.array_equal(*found)
+
+
+def test_columns_that_spread_over_the_cache_are_read_in_place() -> None:
+    node, graph = build("linear_grad_weight", f32(N, 392), f32(N, 784))
+    kernel = emit_matmul(node, graph, host())
+    assert kernel is not None
+    assert "llvm.memcpy" not in kernel.text
+
+
+def test_tiles_ask_for_their_part_of_the_result_before_long_reductions() -> None:
+    long = emit_matmul(*build("linear_grad_weight", f32(N, 392), f32(N, 784)), host())
+    short = emit_matmul(*build("linear_packed", f32(N, 9), f32(9 * 128), out_features=128,
+                               panel=64), host())  # fmt: skip
+    assert long is not None
+    assert short is not None
+    ask = r"call void @llvm\.prefetch\.p0\(ptr %\w+, i32 1,"
+    assert re.search(ask, long.text)
+    assert not re.search(ask, short.text)
+
+
 def test_long_sums_are_as_accurate_as_numpys(run: Run) -> None:
     rng = np.random.default_rng(1)
     node, graph = build("linear_grad_weight", f32(N, 6), f32(N, 16))
@@ -132,7 +168,9 @@ def test_packed_weights_give_the_bits_of_plain_ones(
 
 @pytest.mark.parametrize("dtype", [float32, float64])
 @pytest.mark.parametrize("transpose", [False, True])
-@pytest.mark.parametrize(("shape", "panel"), [((5, 7), 8), ((33, 19), 16), ((1, 1), 24)])
+@pytest.mark.parametrize(
+    ("shape", "panel"), [((5, 7), 8), ((33, 19), 16), ((1, 1), 24), ((200, 210), 64), ((0, 3), 16)]
+)
 def test_packing_a_matrix(
     run: Run, shape: tuple[int, int], panel: int, transpose: bool, dtype: Any
 ) -> None:
@@ -143,6 +181,14 @@ def test_packing_a_matrix(
     out = np.full(expected.shape, np.nan, dtype.np)
     run(kernel, [out], [matrix], 1, [kernel.tasks.at(1) // 2])
     assert np.array_equal(out, expected)
+
+
+def test_few_panels_are_cut_into_pieces_for_threads_to_share_evenly() -> None:
+    tasks = [
+        pack_matrix(f32(columns, 784), 64, True, host()).tasks.at(1)  # type: ignore[union-attr]
+        for columns in (10, 196, 392, 512)
+    ]
+    assert tasks == [7, 8, 14, 8]  # of 1, 4, 7 and 8 panels
 
 
 def test_panels_are_no_wider_than_needed(target: Target) -> None:
@@ -160,6 +206,7 @@ CASES = [
     build("matmul", f32(N, 9, 30), f32(N, 30, 20)),
     build("linear_packed", f32(N, 600), f32(PACKED), out_features=96, panel=PANEL),
     build("linear_grad_weight", f32(N, 300), f32(N, 20)),
+    build("linear_grad_weight", f32(N, 4096), f32(N, 20)),
 ]
 
 
@@ -294,3 +341,14 @@ def test_inner_loops_do_not_spill(asm_for: Any, target: Target, shape: tuple[int
     asm = asm_for(kernel, target)
     assert asm.count(r"(vfn?m|fmla)") == len(re.findall(r"call <.*@llvm\.fma", kernel.text)) <= 400
     assert asm.spills == 0
+
+
+@pytest.mark.parametrize("cpu", ["cascadelake", "sapphirerapids", "znver4"])
+@pytest.mark.parametrize("rows", [N, 256])
+def test_no_scheduler_spills_the_largest_tile(asm_for: Any, cpu: str, rows: Any) -> None:
+    """znver4's moved two rows of B in front of their multiply-adds."""
+    target = replace(AVX512, name=cpu, cpu=cpu)
+    node, graph = build("linear_grad_weight", f32(rows, 392), f32(rows, 784))
+    kernel = emit_matmul(node, graph, target)
+    assert kernel is not None
+    assert asm_for(kernel, target).inner_spills == 0

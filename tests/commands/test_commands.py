@@ -50,7 +50,7 @@ def test_inspect_train_of_a_batch_of_one_prints_the_symbolic_graph_despite_batch
     models: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["inspect", f"{models}:Tiny", "--input", "1x6", "--train"]) == 0
-    assert "batch_norm_train" in capsys.readouterr().out
+    assert "batch_norm_statistics" in capsys.readouterr().out
 
 
 def test_inspect_formats(models: str, capsys: pytest.CaptureFixture[str]) -> None:

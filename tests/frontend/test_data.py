@@ -17,6 +17,7 @@ from netwright.frontend.data import (
     ConcatDataset,
     DataLoader,
     Dataset,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
@@ -363,3 +364,41 @@ def test_wrong_arguments_are_errors(make: Any, error: type[Exception], message: 
 def test_an_index_outside_the_dataset_is_an_index_error() -> None:
     with pytest.raises(IndexError):
         list(DataLoader(numbered(3), sampler=[3]))
+
+
+# -- DistributedSampler ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8, 10])
+@pytest.mark.parametrize("replicas", [1, 2, 3, 4])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_distributed_shares_in_order_are_those_of_pytorch(
+    count: int, replicas: int, drop_last: bool
+) -> None:
+    torch_data = pytest.importorskip("torch.utils.data", reason="the extra 'torch' is missing")
+    for rank in range(replicas):
+        arguments = {"num_replicas": replicas, "rank": rank, "drop_last": drop_last}
+        own = DistributedSampler(range(count), shuffle=False, **arguments)
+        reference = torch_data.DistributedSampler(range(count), shuffle=False, **arguments)
+        assert list(own) == list(reference)
+        assert len(own) == len(reference)
+
+
+def test_distributed_shares_are_a_permutation_that_depends_on_seed_and_epoch() -> None:
+    shares = [DistributedSampler(range(10), 2, rank, seed=3) for rank in range(2)]
+    first = [list(s) for s in shares]
+    assert sorted(first[0] + first[1]) == list(range(10))
+    assert [list(s) for s in shares] == first
+    for s in shares:
+        s.set_epoch(1)
+    assert [list(s) for s in shares] != first
+    # Taken in turns, the shares are the order of one process.
+    alone = DistributedSampler(range(10), 1, 0, seed=3)
+    assert [i for pair in zip(*first, strict=True) for i in pair] == list(alone)
+
+
+def test_a_distributed_sampler_needs_to_know_its_rank() -> None:
+    with pytest.raises(RuntimeError, match="init_process_group"):
+        DistributedSampler(range(4))
+    with pytest.raises(ValueError, match="Invalid rank 2, rank should be in the interval"):
+        DistributedSampler(range(4), num_replicas=2, rank=2)

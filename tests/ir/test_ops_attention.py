@@ -1,4 +1,4 @@
-"""attention and attention_weights against PyTorch, and the texts of their errors."""
+"""attention, its weights and its gradient against PyTorch, and the texts of their errors."""
 
 from typing import Any
 
@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from netwright.errors import DTypeError, ShapeError
+from netwright.ir.graph import Graph
 from netwright.ir.ops.record import get, infer_types
 from netwright.ir.types import Dim, TensorType, float32, float64
+from netwright.passes.differentiate import differentiate as diff_graph
 
 N = Dim(1)
 RNG = np.random.default_rng(2)
@@ -65,6 +67,41 @@ def test_columns_and_matrices_are_the_same_heads(differentiate: Any) -> None:
         np.testing.assert_allclose(heads(found, start), wanted, rtol=1e-9, atol=1e-12)
         found[:, :, start : start + 12] = 0
         assert not found.any()
+
+
+def test_one_operand_gets_one_gradient_and_three_get_three() -> None:
+    graph = Graph()
+    p = graph.add("input", path="p", type=TensorType(float32, (N, 6, 36)))
+    q = graph.add("input", path="q", type=TensorType(float32, (N, 6, 36)))
+    options = attrs(starts=(0, 12, 24), merged=True)
+    graph.outputs["one"] = graph.add("attention", p, p, p, **options)
+    graph.outputs["two"] = graph.add("attention", q, p, p, **options)
+    backward = [n for n in diff_graph(graph, ["p", "q"]).nodes if n.op == "attention_grad"]
+    assert {len(n.types): n.attrs["together"] for n in backward} == {1: True, 3: False}
+
+
+def test_the_gradient_of_a_mask_comes_from_single_operators() -> None:
+    graph = Graph()
+    shapes = {"q": (N, 3, 5, 4), "k": (N, 3, 7, 4), "m": (N, 3, 5, 7)}
+    q, k, m = (graph.add("input", path=n, type=TensorType(float32, s)) for n, s in shapes.items())
+    graph.outputs["y"] = graph.add("attention", q, k, k, m, **attrs())
+    ops = {wrt: {n.op for n in diff_graph(graph, [wrt]).nodes} for wrt in ("m", "q")}
+    assert "attention_grad" in ops["q"] and "attention_grad" not in ops["m"]
+
+
+@pytest.mark.parametrize(
+    "change, together, text",
+    [
+        ({"starts": (0, 12, 23)}, True, "all columns of one operand"),
+        ({"starts": (1, 12, 24)}, True, "all columns of one operand"),
+        ({"merged": False}, False, "expected that of the result"),
+    ],
+)
+def test_errors_of_the_gradient(change: dict, together: bool, text: str) -> None:
+    x, g = TensorType(float32, (N, 6, 36)), TensorType(float32, (N, 6, 12))
+    options = attrs(starts=(0, 12, 24), merged=True) | change
+    with pytest.raises(ShapeError, match=text):
+        infer_types("attention_grad", [g, x, x, x], {**options, "together": together})
 
 
 def test_attention_is_the_weights_times_the_values() -> None:

@@ -24,6 +24,7 @@ from netwright.passes.lower_batch_norm import lower_batch_norm
 from netwright.passes.pack_weights import pack_weights
 from netwright.passes.rewriting import Ledger
 from netwright.passes.simplify import simplify
+from netwright.passes.split_batch_norm import split_batch_norm
 
 Pass = Callable[[Graph, Ledger], Graph]
 
@@ -41,6 +42,7 @@ PASSES: dict[str, Pass] = {
     "eliminate_dead_code": eliminate_dead_code,
     "assign_layout": assign_layout,
     "absorb_flatten": absorb_flatten,
+    "split_batch_norm": split_batch_norm,
     "fuse_conv_bn_relu": fuse_conv_bn_relu,
     "lower_batch_norm": lower_batch_norm,
     "fuse_elementwise": fuse_elementwise,

@@ -66,6 +66,49 @@ def test_one_pack_serves_all_users_of_a_weight(new_net: Any, assert_same: Any, o
     assert_same(graph, after, 1e-13)
 
 
+def step_of(net: Any, y: Any, *weights: str) -> Graph:
+    """A graph with a result and new values of some weights."""
+    graph = net.done(out=y)
+    for node in list(graph.sources("parameter")):
+        if node.attrs["path"] in weights:
+            graph.updates[node.attrs["path"]] = graph.add("neg", node.value)
+    return graph
+
+
+def pack_step(graph: Graph, most_rows: int, ledger: Ledger | None = None) -> Graph:
+    def packs_itself(rows: Any, depth: int, dtype: Any) -> bool:
+        assert (rows, depth) == (N, 5)
+        return rows.at(3) <= most_rows
+
+    return pack_weights(graph, lambda *_: 8, ledger, packs_itself=packs_itself)
+
+
+def test_few_rows_read_a_weight_that_changes_in_every_call_as_it_is(
+    new_net: Any, assert_same: Any, ops: Any
+) -> None:
+    net = new_net(float64)
+    graph = step_of(net, net.linear(net.input("x", N, 5), 6, "fc"), "fc_weight")
+    ledger = Ledger()
+    after = pack_step(graph, 3, ledger)
+    assert "pack_matrix" not in ops(after)
+    assert [e.code for e in ledger.entries] == ["P103"]
+    assert_same(graph, after, 1e-14)
+    assert "pack_matrix" in ops(pack_step(graph, 2)), "many rows would pack it several times"
+
+
+def test_a_prepared_weight_is_packed_for_few_rows_too(new_net: Any, ops: Any) -> None:
+    net = new_net(float64)
+    graph = step_of(net, net.linear(net.input("x", N, 5), 6, "fc"), "fc_bias")
+    assert "pack_matrix" in ops(pack_step(graph, 3))
+
+
+def test_a_changing_weight_of_two_products_is_packed_once(new_net: Any, ops: Any) -> None:
+    net = new_net(float64)
+    x, w = net.input("x", N, 5), net.parameter("w", 5, 5)
+    graph = step_of(net, net.op("linear", net.op("linear", x, w), w), "w")
+    assert ops(pack_step(graph, 3)).count("pack_matrix") == 1
+
+
 def test_the_written_order_has_no_packed_form(new_net: Any) -> None:
     net = new_net()
     graph = net.done(out=net.conv(net.input("x", N, 3, 5, 5), 6, "conv"))
@@ -136,4 +179,40 @@ def test_the_choice_of_winograd_sees_channels_and_output_size(new_net: Any) -> N
         return 0
 
     pack_weights(net.done(out=y), lambda columns, dtype: 8, None, choose)
+    assert seen == [(4, 6, (7, 6), float64)]
+
+
+GRADIENTS: list[tuple[dict[str, Any], bool]] = [*WINOGRAD, ({"padding": ((3, 0), (1, 1))}, True)]
+
+
+@pytest.mark.parametrize(("options", "fires"), GRADIENTS, ids=str)
+def test_winograd_takes_weight_gradients_of_plain_3x3_convolutions_only(
+    new_net: Any, assert_same: Any, ops: Any, options: dict[str, Any], fires: bool
+) -> None:
+    net = new_net(float64)
+    y = net.conv(net.input("x", N, 7, 6, 4), 6, "conv", layout="NHWC", **options)
+    graph = differentiate(net.done(out=y), {"conv_weight"})
+    ledger = Ledger()
+    after = pack_weights(
+        graph, lambda columns, dtype: 8, ledger, choose_gradient_tile=lambda *geometry: 2
+    )
+    assert ops(after).count("conv2d_grad_weight_winograd") == fires
+    assert ops(after).count("conv2d_grad_weight") == 1 - fires
+    assert [e.code for e in ledger.entries].count("P102") == fires
+    assert_same(graph, after, 1e-12)
+
+
+def test_the_choice_for_a_weight_gradient_sees_channels_and_the_size_of_the_gradient(
+    new_net: Any,
+) -> None:
+    net = new_net(float64)
+    y = net.conv(net.input("x", N, 9, 8, 4), 6, "conv", layout="NHWC", padding=((0, 0), (0, 0)))
+    seen: list[tuple[Any, ...]] = []
+
+    def choose(*geometry: Any) -> int:
+        seen.append(geometry)
+        return 0
+
+    graph = differentiate(net.done(out=y), {"conv_weight"})
+    pack_weights(graph, lambda columns, dtype: 8, choose_gradient_tile=choose)
     assert seen == [(4, 6, (7, 6), float64)]

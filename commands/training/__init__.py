@@ -1,0 +1,1 @@
+"""What ``netwright train`` consists of: settings, data, the loop, its checkpoint and history."""
