@@ -62,6 +62,8 @@ PUBLISHED = {
     "densenet121": 64,
     "inception_v3": 299,
 }
+# Their concatenations are written by the kernels of the operands.
+CONCATENATE = ("squeezenet1_1", "densenet121", "inception_v3")
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
@@ -81,6 +83,10 @@ def test_every_operator_of_a_published_network_has_a_kernel(
     else:
         compiler.compile_inference(made, compiler.Options())
     assert [f"{node.op} [{node.source}]" for node in made.fallbacks] == []
+    if name in CONCATENATE and not training:
+        launches = made.executables["optimized"].program.launches
+        assert "cat" in {node.op for node in made.stages["optimized"].nodes}
+        assert "cat" not in {launch.node.op for launch in launches}
     assert "T001" not in {entry.code for entry in made.ledger.entries}, "the batch is a number"
 
 
