@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from .codegen import winograd, winograd_grad_weight
+from .codegen.columns import accepts_columns
 from .codegen.gemm import is_one_block
 from .codegen.packing import choose_panel
 from .codegen.program import emit_program
@@ -28,6 +29,7 @@ from .ir.graph import Graph, Value
 from .ir.plan import Plan
 from .ir.types import Dim, DType, Extent, TensorType
 from .ir.verify import verify
+from .passes.absorb_flatten import absorb_flatten
 from .passes.accumulate_gradients import accumulate_gradients, gradients_from_buffers
 from .passes.apply_optimizer import Update, apply_optimizer
 from .passes.assign_layout import assign_layout
@@ -42,6 +44,7 @@ from .passes.fuse_elementwise import fuse_elementwise
 from .passes.fuse_reductions import fuse_reductions
 from .passes.lay_out_attention import lay_out_attention
 from .passes.lint import lint
+from .passes.lower_batch_norm import lower_batch_norm
 from .passes.pack_weights import pack_weights
 from .passes.plan_memory import plan_memory
 from .passes.recompute import recompute
@@ -60,8 +63,10 @@ PASSES = (
     "eliminate_common_subexpressions",
     "eliminate_dead_code",
     "assign_layout",
+    "absorb_flatten",
     "split_batch_norm",
     "fuse_conv_bn_relu",
+    "lower_batch_norm",
     "fuse_elementwise",
     "fuse_reductions",
     "pack_weights",
@@ -192,7 +197,7 @@ def warn(found: list[LintWarning], warned: set[str]) -> None:
 def compile_inference(made: Compilation, options: Options, target: Target | None = None) -> None:
     """Forward only; what depends on parameters alone is computed when a parameter changes."""
     graph = clean(made.traced.graph, made, options)
-    made.stages["optimized"] = lower(graph, made, options)
+    made.stages["optimized"] = lower(graph, made, options, inference=True)
     build(made, "optimized", target or host(), hoist=True)
 
 
@@ -305,13 +310,20 @@ def clean(graph: Graph, made: Compilation, options: Options, suffix: str = "") -
     return graph
 
 
-def lower(graph: Graph, made: Compilation, options: Options) -> Graph:
-    """The passes that choose layouts and form kernels."""
+def lower(
+    graph: Graph, made: Compilation, options: Options, inference: bool = False
+) -> Graph:
+    """The passes that choose layouts and form kernels.
+
+    ``inference`` says that weights seldom change: what moves work to them pays.
+    """
     passes: list[tuple[str, Callable[..., Graph]]] = [
         ("assign_layout", assign_layout),
         ("simplify", simplify),
+        *([("absorb_flatten", absorb_flatten)] if inference else ()),
         ("split_batch_norm", split_batch_norm),
         ("fuse_conv_bn_relu", fuse_conv_bn_relu),
+        ("lower_batch_norm", lower_batch_norm),
         ("fuse_elementwise", fuse_elementwise),
         ("fuse_reductions", fuse_reductions),
         ("pack_weights", partial(_pack, made=made, options=options, target=host())),
@@ -330,7 +342,7 @@ def build(made: Compilation, stage: str, target: Target, hoist: bool) -> None:
     with _timed(made, "passes", "verify"):
         verify(graph)
     with _timed(made, "plan"):
-        plan = made.plans[stage] = plan_memory(graph, hoist)
+        plan = made.plans[stage] = plan_memory(graph, hoist, accepts_columns)
     with _timed(made, "emit"):
         program = emit_program(graph, plan, target)
     with _timed(made, "link"):

@@ -115,6 +115,7 @@ def convolution_of(found: Contraction, target: Target) -> Convolution | None:
     return Convolution(
         x.dtype, x.shape[0], axes[0], axes[1], (result[0], result[1]), inputs, outputs, groups,
         (kernel[0], kernel[1]), panel, gradient, None if packed else w, work * 2,
+        int(x.pitch), int(found.pitch),  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -136,7 +137,8 @@ def _matrix_product(
     if spec.weight is not None:
         form = "rows" if spec.flip else "columns"
     gemm = Gemm(
-        spec.dtype, rows, spec.outputs, spec.inputs, spec.inputs, 1, form, spec.panel
+        spec.dtype, rows, spec.outputs, spec.inputs, spec.x_pitch, 1, form, spec.panel,
+        c_row=spec.y_pitch,
     )
     if gemm.blocked and found.epilogue.outputs[0] is not spec.dtype:
         return None
@@ -162,21 +164,26 @@ class _Writer:
         self.group_outputs = spec.outputs // spec.groups
         self.vectors = -(-min(spec.panel, self.group_outputs) // self.lanes)
         self.tallest = register_rows(target)
-        step = spec.columns.advance * spec.inputs * spec.dtype.itemsize
+        self.copied = not (spec.rows.plain and spec.columns.plain)
+        # Elements from pixel to pixel of what the tiles read.
+        self.pixel = spec.inputs if self.copied else spec.x_pitch
+        step = spec.columns.advance * self.pixel * spec.dtype.itemsize
         if step % 4096 == 0:
             # All pixels fall into one set of the first level cache, which has 8 ways.
             self.tallest = {v: min(r, 6) for v, r in self.tallest.items()}
-        self.copied = not (spec.rows.plain and spec.columns.plain)
         self.lines = self._lines_per_tile()
         self.block_rows = self._block_rows()
         self.copy = self._copy(self.block_rows)
-        self.pitch = (self.copy.width if self.copied else spec.columns.size) * spec.inputs
+        self.pitch = (self.copy.width if self.copied else spec.columns.size) * self.pixel
         self.scratch = self._block_bytes() + self._weight_bytes()
 
     def _copy(self, rows: int) -> PaddedCopy:
         spec = self.spec
         height = spec.rows.extent(rows)
-        return PaddedCopy(spec.dtype, spec.rows, spec.columns, spec.inputs, height)
+        pitch = spec.x_pitch
+        return PaddedCopy(
+            spec.dtype, spec.rows, spec.columns, spec.inputs, height, source_pitch=pitch
+        )
 
     def _lines_per_tile(self) -> int:
         """How many image rows are cut into tiles together, where one row makes poor tiles.
@@ -288,7 +295,7 @@ class _Writer:
     def _source(self, image: Size, block: Size) -> str:
         """The address of the first padded row of a block."""
         f, spec = self.f, self.spec
-        elements = spec.rows.size * spec.columns.size * spec.inputs
+        elements = spec.rows.size * spec.columns.size * spec.x_pitch
         start = f.element(self.x, self.scalar, times(f, image, elements))
         row = times(f, block, self.block_rows * spec.rows.advance)
         if not self.copied:
@@ -330,7 +337,7 @@ class _Writer:
         f, spec = self.f, self.spec
         taps = columns.first_tap + rows.first_tap * spec.kernel[1]
         b = f.element(b, self.scalar, taps * self.group_inputs * spec.panel)
-        a = f.element(a, self.scalar, rows.at * self.pitch + columns.at * spec.inputs)
+        a = f.element(a, self.scalar, rows.at * self.pitch + columns.at * self.pixel)
         start = times(f, block, self.block_rows)
         count = least(f, minus(f, rows.count, start), self.block_rows)
         vectors = -(-width // self.lanes)
@@ -360,12 +367,12 @@ class _Writer:
         for height, first, how_many in tiles:
             tile, origin = self._tile(height, first, width, rows, columns)
             with f.loop(how_many) as loop:
-                moved = times(f, loop.index, height * columns.advance * spec.inputs)
+                moved = times(f, loop.index, height * columns.advance * self.pixel)
                 here = f.element(a, self.scalar, plus(f, moved, origin))
                 pixel = plus(f, times(f, loop.index, height * columns.step), first * columns.step)
                 args = [("ptr", here), ("ptr", b)]
                 at = plus(f, row, pixel)
-                args += self.epilogue.arguments(f, at, column, spec.outputs)
+                args += self.epilogue.arguments(f, at, column, spec.y_pitch)
                 args += self._private(tile)
                 name = self.micro.name(tile, self.epilogue)
                 f.do(f"call void @{name}({', '.join(f'{t} {v}' for t, v in args)})")
@@ -387,9 +394,9 @@ class _Writer:
         offsets = []
         for output in range(first, first + height):
             y, x = divmod(output, columns.count)
-            offsets.append(y * rows.advance * self.pitch + x * columns.advance * spec.inputs)
+            offsets.append(y * rows.advance * self.pitch + x * columns.advance * self.pixel)
         vectors = -(-width // self.lanes)
-        step = columns.step * spec.outputs
+        step = columns.step * spec.y_pitch
         tile = Tile(
             spec.dtype,
             self.lanes,
@@ -398,7 +405,7 @@ class _Writer:
             vectors,
             width - (vectors - 1) * self.lanes,
             self._loops(rows, columns),
-            c_pitch=spec.outputs,
+            c_pitch=spec.y_pitch,
         )
         return tile, offsets[0]
 
@@ -410,7 +417,8 @@ class _Writer:
         down = Reduction(
             rows.taps, rows.tap_advance * self.pitch, rows.tap_step * spec.kernel[1] * tap
         )
-        if spec.groups == 1 and (columns.taps == 1 or columns.tap_advance == columns.tap_step == 1):
+        together = columns.tap_advance == columns.tap_step == 1 and self.pixel == spec.inputs
+        if spec.groups == 1 and (columns.taps == 1 or together):
             return down, Reduction(columns.taps * spec.inputs, 1, spec.panel)
-        across = Reduction(columns.taps, columns.tap_advance * spec.inputs, columns.tap_step * tap)
+        across = Reduction(columns.taps, columns.tap_advance * self.pixel, columns.tap_step * tap)
         return down, across, Reduction(self.group_inputs, 1, spec.panel)

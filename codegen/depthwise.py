@@ -81,7 +81,7 @@ class _Writer:
         self.scalar = scalar_type(spec.dtype)
         self.micro: dict[tuple[_Taps, int, Phase, Phase], Function] = {}
         self.helpers: list[Function] = []
-        self.line = spec.columns.size * spec.inputs
+        self.line = spec.columns.size * spec.x_pitch
         vectors = spec.panel // self.lanes
         multiplies = spec.kernel[0] * spec.kernel[1] * _OUTPUTS
         # The scheduler for AArch64 moves loads of the next vector up until it spills.
@@ -153,7 +153,7 @@ class _Writer:
                     output = plus(f, times(f, tile.index, run.taps.outputs), run.output)
                     pixel = plus(f, row, times(f, output, columns.step))
                     moved = times(f, tile.index, run.taps.outputs * columns.advance)
-                    shift = times(f, plus(f, moved, run.column), spec.inputs)
+                    shift = times(f, plus(f, moved, run.column), spec.x_pitch)
                     self._channels(sources, shift, b, pixel, run.taps, rows, columns)
 
     def _source(self, start: str, line: Size, rows: Phase, tap: int) -> str:
@@ -210,7 +210,7 @@ class _Writer:
             args = [("ptr", s) for s in sources]
             args += [("i64", str(plus(f, shift, channel)))]
             args += [("ptr", f.element(b, self.scalar, at))]
-            args += self.epilogue.arguments(f, pixel, channel, spec.outputs)
+            args += self.epilogue.arguments(f, pixel, channel, spec.y_pitch)
             key = (taps, width, rows, columns)
             if key not in self.micro:
                 self.micro[key] = self._micro(f"{self.symbol}_tile_{len(self.micro)}", *key)
@@ -233,11 +233,11 @@ class _Writer:
         f = Function(symbol, params + self.epilogue.params(), attributes="noinline nounwind")
         e = VectorEmitter(f, self.lanes, spec.dtype)
         vectors = -(-width // self.lanes)
-        step = columns.step * spec.outputs
+        step = columns.step * spec.y_pitch
         tile = Tile(
             spec.dtype, self.lanes, tuple(range(taps.outputs)),
             tuple(i * step for i in range(taps.outputs)),
-            vectors, width - (vectors - 1) * self.lanes, (), c_pitch=spec.outputs,
+            vectors, width - (vectors - 1) * self.lanes, (), c_pitch=spec.y_pitch,
         )  # fmt: skip
         zero = e.constant(0.0, spec.dtype)
         starts = self.epilogue.initial(e, tile)
@@ -278,7 +278,7 @@ class _Writer:
             uses.setdefault(column, []).append((i, t))
         active = tile.active(j)
         for column in sorted(uses):
-            offset = (column * spec.inputs + j * self.lanes) * spec.dtype.itemsize
+            offset = (column * spec.x_pitch + j * self.lanes) * spec.dtype.itemsize
             at = f.emit(f"getelementptr i8, ptr {base}, i64 {offset}")
             x = e.load(at, spec.dtype) if active is None else e.load_masked(at, spec.dtype, active)
             for i, t in uses[column]:

@@ -36,7 +36,7 @@ def emit_elementwise(node: Node, graph: Graph, target: Target) -> Kernel | None:
     if keys is None or any(n.type.shape != shape for n in uniforms):
         return None
     try:
-        space = iteration_space(shape, [t.shape for t in inputs], keys)
+        space = iteration_space(node.types, inputs, keys)
         return StridedLoop(body, space, inputs, list(node.types), keys, target).kernel()
     except UnsupportedError:
         return None

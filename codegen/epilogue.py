@@ -54,7 +54,8 @@ class Contraction:
     """A contraction with what follows it: the anchor's operator, its operands, its epilogue.
 
     ``operands`` are the types of the anchor's operands and ``sources`` which of the kernel's
-    inputs they are; ``result`` is the type of the anchor's result.
+    inputs they are; ``result`` is the type of the anchor's result; ``pitch`` is how many elements
+    the rows of the results are apart.
     """
 
     op: str
@@ -63,6 +64,7 @@ class Contraction:
     sources: tuple[int, ...]
     result: TensorType
     epilogue: TileEpilogue
+    pitch: Extent
 
     def pointer(self, operand: int) -> str:
         """The kernel's parameter that holds an operand of the anchor."""
@@ -340,6 +342,7 @@ def contraction_of(node: Node, operands: Sequence[TensorType]) -> Contraction | 
             tuple(range(len(operands))),
             node.type,
             TileEpilogue((node.type.dtype,), bias),
+            node.type.pitch,
         )
     body: Graph = node.attrs["body"]
     inputs = {n.value: int(n.attrs["path"]) for n in body.sources("input")}
@@ -381,7 +384,8 @@ def contraction_of(node: Node, operands: Sequence[TensorType]) -> Contraction | 
         body=Body(anchor.value, tuple(rest), tuple(leaves), results),
     )
     types = tuple(operands[s] for s in sources)
-    return Contraction(anchor.op, anchor.attrs, types, sources, anchor.type, epilogue)
+    pitch = node.type.pitch
+    return Contraction(anchor.op, anchor.attrs, types, sources, anchor.type, epilogue, pitch)
 
 
 def _kind(shape: tuple[Extent, ...], result: tuple[Extent, ...]) -> str | None:

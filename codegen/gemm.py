@@ -38,6 +38,7 @@ class Gemm:
     ``a_row`` and ``a_k`` are the steps of A in elements. ``b`` is ``packed`` (panels of ``panel``
     columns), ``rows`` (K x N) or ``columns`` (N x K). ``batch`` are the leading extents of the
     result; ``a_batch`` and ``b_batch`` those of A and B, of the same rank (1 where they broadcast).
+    ``c_row`` is the step from row to row of C, ``n`` if it is 0.
     """
 
     dtype: DType
@@ -51,6 +52,12 @@ class Gemm:
     batch: tuple[Extent, ...] = ()
     a_batch: tuple[Extent, ...] = ()
     b_batch: tuple[Extent, ...] = ()
+    c_row: int = 0
+
+    @property
+    def c_pitch(self) -> int:
+        """Elements from row to row of C."""
+        return self.c_row or self.n
 
     @property
     def panels(self) -> int:
@@ -360,7 +367,7 @@ class _GemmWriter:
             column = times(f, loop.index, spec.panel)
             into = plus(f, base, row.index)
             args = [("ptr", here), ("ptr", weights)]
-            args += self.epilogue.arguments(f, into, column, spec.n) + self._private(tile)
+            args += self.epilogue.arguments(f, into, column, spec.c_pitch) + self._private(tile)
             name = self.micro.name(tile, self.epilogue)
             f.do(f"call void @{name}({', '.join(f'{t} {v}' for t, v in args)})")
         return loop.index
@@ -478,7 +485,7 @@ class _GemmWriter:
                 a = f.element(run.a, self.scalar, times(f, loop.index, self.a_row))
                 args = [("ptr", a), ("ptr", b)]
                 at = plus(f, run.base, loop.index)
-                args += epilogue.arguments(f, at, column, spec.n, keep)
+                args += epilogue.arguments(f, at, column, spec.c_pitch, keep)
                 counts: tuple[str, ...] = ()
                 if spec.blocked:
                     args.append(("i64", str(count)))
@@ -507,12 +514,12 @@ class _GemmWriter:
             spec.dtype,
             self.lanes,
             tuple(i * self.a_row for i in range(height)),
-            tuple(i * spec.n for i in range(height)),
+            tuple(i * spec.c_pitch for i in range(height)),
             vectors,
             width - (vectors - 1) * self.lanes,
             (Reduction(trips, self.a_k, self.b_step),),
             self.b_mode != "direct",
-            spec.n,
+            spec.c_pitch,
         )
 
 

@@ -116,7 +116,8 @@ class Convolution:
     """Output pixels from input pixels: the axes, channels and the weight of a convolution.
 
     ``inputs`` and ``outputs`` are channels of all groups. ``size`` is the height and width of the
-    output. ``weight`` is the OIHW weight if it is not packed yet, ``flip`` its form.
+    output. ``weight`` is the OIHW weight if it is not packed yet, ``flip`` its form. ``x_pitch``
+    and ``y_pitch`` are elements from pixel to pixel in the input and in the output.
     """
 
     dtype: DType
@@ -132,6 +133,8 @@ class Convolution:
     flip: bool
     weight: TensorType | None
     flops: Extent
+    x_pitch: int
+    y_pitch: int
 
     @property
     def depthwise(self) -> bool:
@@ -182,7 +185,8 @@ class WeightGradient:
 @dataclass(frozen=True)
 class PaddedCopy:
     """Copies rows of one image of (rows, columns, channels) into a block with zeros where the
-    padded image has no pixel.
+    padded image has no pixel. The image's pixels are ``source_pitch`` elements apart, if it is not
+    0; the block's follow each other.
 
     ``every`` > 1 copies every so many-th pixel only, of an image without padding. ``split`` makes
     the block (channels / split, rows, columns, split): what reads a few channels of all pixels then
@@ -196,6 +200,7 @@ class PaddedCopy:
     height: int
     every: tuple[int, int] = (1, 1)
     split: int = 0
+    source_pitch: int = 0
 
     @property
     def width(self) -> int:
@@ -249,7 +254,8 @@ class PaddedCopy:
                 line = quotient(f, distance, self.rows.spread)
                 first = -(-(left - self.columns.low) // self.columns.spread)
                 at = plus(f, times(f, line, self.columns.size), first)
-                at = plus(f, times(f, at, self.channels), times(f, part.index, self.pixel))
+                at = times(f, at, self.source_pitch or self.channels)
+                at = plus(f, at, times(f, part.index, self.pixel))
                 self._copy(f, into, f.element(image, scalar, at), left, count, first)
             with f.when(f.emit(f"xor i1 {here}, true")):
                 _zero(f, into, count * self.pixel * self.dtype.itemsize)
@@ -259,7 +265,8 @@ class PaddedCopy:
     ) -> None:
         """Copies pixels to ``count`` places of a row."""
         size, spread = self.dtype.itemsize, self.columns.spread
-        pixel, step = self.pixel * size, self.every[1] * self.channels * size
+        pixel = self.pixel * size
+        step = self.every[1] * (self.source_pitch or self.channels) * size
         if spread == 1 and step == pixel:
             _move(f, into, source, count * pixel)
             return

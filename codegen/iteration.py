@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import UnsupportedError
-from ..ir.types import Dim, Extent, Shape
+from ..ir.types import Dim, Extent, Shape, TensorType
 
 
 @dataclass(frozen=True)
@@ -18,18 +18,24 @@ class Axis:
 
 
 def iteration_space(
-    shape: Shape, operands: Sequence[Shape], skip: frozenset[int] = frozenset()
+    results: Sequence[TensorType],
+    operands: Sequence[TensorType],
+    skip: frozenset[int] = frozenset(),
 ) -> list[Axis]:
-    """Loops over ``shape``, outermost first, with as many dimensions merged as possible.
+    """Loops over the results, outermost first, with as many dimensions merged as possible.
 
-    Operands are row-major and broadcast to ``shape``; those in ``skip`` are not indexed. The
-    innermost strides are 0 or 1. There is always at least one loop.
+    Results have one shape; the innermost loop of several is not longer than their rows if these are
+    parts of wider ones. Operands are broadcast to it; those in ``skip`` are not indexed. The
+    innermost strides are 0 or 1, or the pitch of an operand with one column. There is always at
+    least one loop.
     """
+    shape = results[0].shape
     strides = [
-        (0,) * len(shape) if i in skip else broadcast_strides(s, shape)
-        for i, s in enumerate(operands)
+        (0,) * len(shape) if i in skip else broadcast_strides(t.shape, shape, t.pitch)
+        for i, t in enumerate(operands)
     ]
-    return merged(shape, strides)
+    places = [broadcast_strides(t.shape, shape, t.pitch) for t in results]
+    return [Axis(a.extent, a.strides[: len(operands)]) for a in merged(shape, [*strides, *places])]
 
 
 def merged(shape: Shape, strides: Sequence[tuple[Extent, ...]]) -> list[Axis]:
@@ -47,15 +53,18 @@ def merged(shape: Shape, strides: Sequence[tuple[Extent, ...]]) -> list[Axis]:
     return axes[::-1] or [Axis(1, (0,) * len(strides))]
 
 
-def broadcast_strides(shape: Shape, to: Shape) -> tuple[Extent, ...]:
-    """Element strides of a row-major array of ``shape`` seen as ``to`` (0 where it repeats)."""
+def broadcast_strides(
+    shape: Shape, to: Shape, pitch: Extent | None = None
+) -> tuple[Extent, ...]:
+    """Element strides of a row-major array of ``shape`` seen as ``to`` (0 where it repeats); its
+    rows are ``pitch`` elements apart, if that is not their length."""
     out: list[Extent] = [0] * len(to)
     step: Extent = 1
     for i in range(1, len(shape) + 1):
         extent = shape[-i]
         if extent != 1:
             out[-i] = step
-        step = times(step, extent)
+        step = pitch if i == 1 and pitch is not None else times(step, extent)
     return tuple(out)
 
 

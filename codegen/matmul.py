@@ -52,7 +52,8 @@ def _spec(found: Contraction, target: Target) -> Gemm | None:
         if isinstance(k, Dim):
             return None
         form = "columns" if found.op == "linear" else "packed"
-        return Gemm(dtype, numel(a.shape[:-1]), n, k, k, 1, form, panel)
+        a_row, c_row = int(a.pitch), int(found.pitch)  # type: ignore[arg-type]
+        return Gemm(dtype, numel(a.shape[:-1]), n, k, a_row, 1, form, panel, c_row=c_row)
     return None
 
 

@@ -79,19 +79,20 @@ def _broadcast_to(node: Node, types: list[TensorType], target: Target) -> Kernel
 
 def _slice(node: Node, types: list[TensorType], target: Target) -> Kernel:
     dim, start, step = node.attrs["dim"], node.attrs["start"], node.attrs.get("step", 1)
-    strides = list(_row_major(types[0].shape))
+    strides = list(_row_major(types[0].shape, types[0].pitch))
     base = times(start, strides[dim])
     strides[dim] = times(strides[dim], step)
     return _strided_copy(types[0].dtype, node.type.shape, strides, target, base)
 
 
-def _row_major(shape: Sequence[Extent]) -> tuple[Extent, ...]:
-    """Strides of every dimension (also those of size 1, which are never stepped)."""
+def _row_major(shape: Sequence[Extent], pitch: Extent | None = None) -> tuple[Extent, ...]:
+    """Strides of every dimension (also those of size 1, which are never stepped); rows are
+    ``pitch`` elements apart, if that is not their length."""
     out: list[Extent] = []
     step: Extent = 1
     for extent in reversed(shape):
         out.append(step)
-        step = times(step, extent)
+        step = pitch if pitch is not None and len(out) == 1 else times(step, extent)
     return tuple(reversed(out))
 
 
@@ -173,14 +174,16 @@ def _cat(node: Node, types: list[TensorType], target: Target) -> Kernel:
     inner = numel(node.type.shape[dim + 1 :])
     rows = numel(node.type.shape[:dim])
     lengths = [times(t.shape[dim], inner) for t in types]
-    row = times(node.type.shape[dim], inner)
+    row, steps = times(node.type.shape[dim], inner), lengths
+    if dim == node.type.rank - 1:
+        row, steps = node.type.pitch, [t.pitch for t in types]
     runs = _Runs("cat", node.type.dtype, len(types), target)
     fn = runs.fn
 
     def copy_pieces(index: str) -> None:
         start = runs.mul(index, row)
-        for k, length in enumerate(lengths):
-            source = runs.mul(index, length)
+        for k, (length, step) in enumerate(zip(lengths, steps, strict=True)):
+            source = runs.mul(index, step)
             count = runs.number(length)
             runs.copy(runs.at("%out0", start), runs.at(f"%in{k}", source), count)
             start = runs.add(start, count)

@@ -49,6 +49,8 @@ POOLS = (
 
 # Largest window that is unrolled, in taps.
 UNROLLED = 16
+# Independent parts of one image that are worth cutting it into, such as a global average.
+_PARTS = 4
 
 
 def emit_pool(node: Node, graph: Graph, target: Target) -> Kernel | None:
@@ -107,6 +109,9 @@ class _Pool:
         nchw = layout == "NCHW"
         self.images: Extent = large.n * large.c if nchw else large.n
         self.channels = 1 if nchw else large.c
+        # Elements from pixel to pixel.
+        pitches = [1 if nchw else int(t.pitch) for t in (w.inputs[0], node.type)]  # type: ignore[arg-type]
+        self.x_pitch, self.y_pitch = pitches[:: -1 if grad else 1]
         self.e = w.emitter(self.dtype, self.channels)
         make = self._adaptive_axis if "output_size" in self.attrs else self._window_axis
         self.rows, self.columns = (make(i, large.size[i], small.size[i]) for i in (0, 1))
@@ -127,16 +132,18 @@ class _Pool:
     # -- places
 
     def x_pixel(self, base: str, n: Size, h: Size, w: Size) -> str:
-        return self._pixel(base, n, h, w, self.rows.size, self.columns.size)
+        return self._pixel(base, n, h, w, self.rows.size, self.columns.size, self.x_pitch)
 
     def y_pixel(self, base: str, n: Size, h: Size, w: Size) -> str:
-        return self._pixel(base, n, h, w, self.rows.out, self.columns.out)
+        return self._pixel(base, n, h, w, self.rows.out, self.columns.out, self.y_pitch)
 
-    def _pixel(self, base: str, n: Size, h: Size, w: Size, height: int, width: int) -> str:
+    def _pixel(
+        self, base: str, n: Size, h: Size, w: Size, height: int, width: int, pitch: int
+    ) -> str:
         fn = self.fn
         row = plus(fn, times(fn, n, height), h)
         index = plus(fn, times(fn, row, width), w)
-        return fn.element(base, self.kind, times(fn, index, self.channels))
+        return fn.element(base, self.kind, times(fn, index, pitch))
 
     def each_channel_block(self, group: int, body: Callable[[list[Position]], None]) -> None:
         blocks = column_blocks(self.e, self.channels, group)
@@ -195,7 +202,7 @@ class _Pool:
                 for kw in range(columns.kernel):
                     pixel = kh * rows.dilation * columns.size + kw * columns.dilation
                     places = [
-                        fn.element(c, self.kind, pixel * self.channels) if pixel else c
+                        fn.element(c, self.kind, pixel * self.x_pitch) if pixel else c
                         for c in corners
                     ]
                     carried = body(places, carried)
@@ -334,10 +341,14 @@ class _Pool:
     # -- average
 
     def average(self) -> TaskCount:
+        """A task is a row of windows or, if images have few of them, some channels of one."""
         fn, e = self.fn, self.e
         zero = e.constant(0, self.dtype)
+        group = max(1, min(4, self.channels // (_PARTS * e.lanes)))
+        blocks = column_blocks(e, self.channels, group) if self.rows.out < _PARTS else 1
         with fn.loop("%end", "%begin") as task:
-            n, oh = unravel(fn, task.index, [self.w.size(self.images), self.rows.out])
+            extents = [self.w.size(self.images), self.rows.out, blocks]
+            n, oh, part = unravel(fn, task.index, extents)
 
             def output(ow: Size, inside: bool) -> None:
                 y = self.y_pixel("%out0", n, oh, ow)
@@ -352,10 +363,13 @@ class _Pool:
                     for place, v in zip(at, found, strict=True):
                         place.store(e.mul(v, share), y)
 
-                self.each_channel_block(2 if inside else 4, block)
+                if blocks > 1:
+                    in_column_block(e, self.channels, group, part, block)
+                else:
+                    self.each_channel_block(2 if inside else 4, block)
 
             self.each_output(oh, output)
-        return TaskCount(self.images * self.rows.out)
+        return TaskCount(self.images * self.rows.out * blocks)
 
     def share(self, oh: Size, ow: Size, inside: bool) -> Lane:
         """One over the divisor of a window, in every lane."""

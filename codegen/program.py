@@ -121,8 +121,8 @@ class EntryEmitter:
         self.entries: list[str] = []
         self.declarations: set[str] = set(SHARING_DECLARATIONS)
 
-    def launch_of(self, node: Node, phase: str) -> Launch | None:
-        """The kernel of a node; None if there is none."""
+    def launch_of(self, step: Step, node: Node, phase: str) -> Launch | None:
+        """The kernel of a step's node; None if there is none."""
         raise NotImplementedError
 
     def opened(self, fn: Function) -> None:
@@ -144,7 +144,7 @@ class EntryEmitter:
                 pending.clear()
 
         for step in steps:
-            what = self.launch_of(step.node, phase) if step.node else _move(step)
+            what = self.launch_of(step, step.node, phase) if step.node else _move(step)
             if what is not None:
                 pending.append((step, what))
             elif step.node is not None:
@@ -204,17 +204,21 @@ class EntryEmitter:
         return close_entry(fn)
 
     def _pointer(self, fn: Function, known: dict[Location, str], location: Location) -> str:
-        if location not in known:
-            base = Location(location.slot)
-            if base not in known:
-                address = fn.element("%args", "ptr", self._slot(location.slot))
-                # Atomic: a thread that is late may read while the next call writes the table.
-                known[base] = fn.emit(f"load atomic ptr, ptr {address} unordered, align 8")
-            if location.offset:
-                offset = str(location.offset)
-                if location.slot == "batch":
-                    offset = fn.emit(f"mul i64 %N, {offset}")
-                known[location] = fn.emit(f"getelementptr i8, ptr {known[base]}, i64 {offset}")
+        if location in known:
+            return known[location]
+        if location.pitch:
+            whole = self._pointer(fn, known, Location(location.slot, location.offset))
+            known[location] = fn.element(whole, "i8", location.start)
+        elif location.offset:
+            base = self._pointer(fn, known, Location(location.slot))
+            offset = str(location.offset)
+            if location.slot == "batch":
+                offset = fn.emit(f"mul i64 %N, {offset}")
+            known[location] = fn.emit(f"getelementptr i8, ptr {base}, i64 {offset}")
+        else:
+            address = fn.element("%args", "ptr", self._slot(location.slot))
+            # Atomic: a thread that is late may read while the next call writes the table.
+            known[location] = fn.emit(f"load atomic ptr, ptr {address} unordered, align 8")
         return known[location]
 
     def _copy(self, fn: Function, move: Move, target: str, source: str, first: bool) -> None:
@@ -238,17 +242,10 @@ class EntryEmitter:
 
     def _ranges(self, step: Step) -> tuple[list[_Range], list[_Range]]:
         if step.node is None:
-            kind = self.graph.type(step.copied) if step.copied else None
-            size = _span(kind) if kind else 0
-            return [_Range(step.operands[0], size)], [_Range(step.results[0], size)]
-        reads = [
-            _Range(loc, _span(self.graph.type(v)))
-            for loc, v in zip(step.operands, step.node.operands, strict=True)
-        ]
-        writes = [
-            _Range(loc, _span(t)) for loc, t in zip(step.results, step.node.types, strict=True)
-        ]
-        return reads, writes
+            kinds = [self.graph.type(step.copied)] if step.copied else []
+            return _touched(step.operands, kinds), _touched(step.results, kinds)
+        kinds = [self.graph.type(v) for v in step.node.operands]
+        return _touched(step.operands, kinds), _touched(step.results, step.node.types)
 
 
 class _KernelEmitter(EntryEmitter):
@@ -260,8 +257,9 @@ class _KernelEmitter(EntryEmitter):
         self.target = target
         self.kernels: dict[str, Kernel] = {}
 
-    def launch_of(self, node: Node, phase: str) -> Launch | None:
-        kernel = select_kernel(node, self.graph, self.target)
+    def launch_of(self, step: Step, node: Node, phase: str) -> Launch | None:
+        widths = step.widths([self.graph.type(v) for v in node.operands])
+        kernel = select_kernel(node, self.graph, self.target, widths)
         if kernel is None:
             return None
         self.kernels.setdefault(kernel.symbol, kernel)
@@ -331,14 +329,30 @@ def _span(kind: TensorType) -> int:
 
 @dataclass(frozen=True)
 class _Range:
+    """``size`` bytes at a place, or of each row there the bytes from ``location.start`` on."""
+
     location: Location
     size: int
+    columns: int = 0
 
     def overlaps(self, other: _Range) -> bool:
         if self.location.slot != other.location.slot:
             return False
-        a, b = self.location.offset, other.location.offset
-        return a < b + max(other.size, 1) and b < a + max(self.size, 1)
+        a, b = self.location, other.location
+        if a.pitch and (a.offset, a.pitch) == (b.offset, b.pitch):
+            return a.start < b.start + other.columns and b.start < a.start + self.columns
+        return a.offset < b.offset + max(other.size, 1) and b.offset < a.offset + max(self.size, 1)
+
+
+def _touched(locations: Sequence[Location], kinds: Sequence[TensorType]) -> list[_Range]:
+    found = []
+    for location, kind in zip(locations, kinds, strict=True):
+        size, columns = _span(kind), 0
+        if location.pitch:
+            columns = int(kind.shape[-1]) * kind.dtype.itemsize  # type: ignore[arg-type]
+            size = size // columns * location.pitch
+        found.append(_Range(location, size, columns))
+    return found
 
 
 class Touched:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Hashable
 
 from ..ir.graph import Graph, Node
 from ..ir.ops.record import get
-from ..ir.structure import isolated, node_key
+from ..ir.structure import Widths, isolated, node_key
 from .attention import emit_attention
 from .attention_grad import emit_attention_grad
 from .batch_norm_parts import SUMS, emit_batch_norm_sums
+from .columns import check_columns
 from .convolution import emit_convolution
 from .cross_entropy import emit_cross_entropy
 from .elementwise import emit_elementwise
@@ -75,17 +76,24 @@ _BY_KIND: dict[str, Emit] = {
 }
 
 
-def select_kernel(node: Node, graph: Graph, target: Target) -> Kernel | None:
+def select_kernel(
+    node: Node, graph: Graph, target: Target, widths: Widths = ()
+) -> Kernel | None:
     """The kernel of a node, or None if only its numpy meaning exists.
+
+    ``widths`` says which operands and results are columns of wider tensors (`Step.widths`); only
+    those that `columns.accepts_columns` names may be.
 
     Networks repeat their layers, and a process compiles a model in several modes: kernels are
     remembered by all that they depend on. The generators see an isolated copy of the node, so they
     cannot read what is not in the key.
     """
-    key = (target, node_key(node, graph))
+    key = (target, node_key(node, graph, widths))
     if key in _made:
         return _made[key]
-    kernel = generate(*isolated(node, graph), target)
+    if widths:
+        check_columns(node, graph, widths)
+    kernel = generate(*isolated(node, graph, widths), target)
     if len(_made) >= MAX_MADE:
         _made.clear()
     _made[key] = kernel

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..ir.graph import Graph, Node, Value
-from ..ir.types import Dim, DType, Extent, TensorType, bool_, int64, numel
+from ..ir.types import Dim, DType, Extent, SlicedType, TensorType, bool_, int64, numel
 from .body import PASSED_THROUGH, lower_body, lower_nodes
 from .emitter import Lane, VectorEmitter, memory_type
 from .iteration import Axis, times, total
@@ -28,7 +28,8 @@ class StridedLoop:
     """Writes one kernel: ``body`` applied at every point of ``space``.
 
     ``inputs`` are the operands' types; ``keys`` numbers those that are keys of ``uniform``.
-    ``bases`` are operands' first elements, where that is not element 0. Results are row-major.
+    ``bases`` are operands' first elements, where that is not element 0. Results are row-major, or
+    columns of such: then the innermost loop is over their columns.
     """
 
     def __init__(
@@ -148,6 +149,9 @@ class StridedLoop:
             return self.fn.emit(f"mul nsw i64 %N, {extent.coef}")
         return str(extent)
 
+    def _times(self, row: str, extent: Extent) -> str:
+        return "0" if row == "0" else self.fn.emit(f"mul nsw i64 {row}, {self._number(extent)}")
+
     def _least(self, first: str, count: int, stop: Extent) -> str:
         """min(first + count, stop)."""
         after = self.fn.emit(f"add nsw i64 {first}, {count}")
@@ -174,12 +178,13 @@ class StridedLoop:
                 offsets[i] = (
                     self.fn.emit(f"add nsw i64 {offsets[i]}, {step}") if i in offsets else step
                 )
-        base = self.fn.emit(f"mul nsw i64 {row}, {self._number(self.inner.extent)}")
-        self._segment(start, stop, offsets, base)
+        self._segment(start, stop, offsets, row)
 
-    def _segment(self, start: str, stop: str, offsets: dict[int, str], base: str) -> None:
-        """Elements [start, stop) of the innermost loop; ``base`` is the linear index of 0."""
+    def _segment(self, start: str, stop: str, offsets: dict[int, str], row: str) -> None:
+        """Elements [start, stop) of the innermost loop of a row."""
         fn = self.fn
+        # The linear index of the row's first element, which is its place in dense results.
+        base = self._times(row, self.inner.extent)
         ins = {}
         for i in sorted(self.used):
             kind = memory_type(self.inputs[i].dtype)
@@ -187,7 +192,10 @@ class StridedLoop:
         outs = []
         for k, t in enumerate(self.outputs):
             pointer = f"%out{k}"
-            outs.append(pointer if base == "0" else fn.element(pointer, memory_type(t.dtype), base))
+            first = self._times(row, t.width) if isinstance(t, SlicedType) else base
+            outs.append(
+                pointer if first == "0" else fn.element(pointer, memory_type(t.dtype), first)
+            )
         wide = VectorEmitter(fn, self.lanes, registers=self.registers)
         envs = [self._fixed_values(wide, ins, phase) for phase in range(self.phases)]
         at: str = start

@@ -10,7 +10,7 @@ times are read.
 from __future__ import annotations
 
 from ..ir.graph import Graph, Node
-from ..ir.plan import Plan
+from ..ir.plan import Plan, Step
 from .llvm import module_text
 from .program import ARRIVE, STRIDE, EntryEmitter, Launch, Native, Program, Touched
 from .spmd import SHARING_IR
@@ -41,7 +41,7 @@ class _TimedEmitter(EntryEmitter):
         self.program.scratch_bytes = program.scratch_bytes
         self.marks = 0
 
-    def launch_of(self, node: Node, phase: str) -> Launch | None:
+    def launch_of(self, step: Step, node: Node, phase: str) -> Launch | None:
         launch = self.launches.get(node.name)
         if launch is not None:
             self.program.launches.append(launch)

@@ -252,7 +252,7 @@ class _Writer:
             image, row, column = self._place(plus(f, first, loop.index))
             top = minus(f, times(f, row, self.tile), spec.rows.low)
             left = minus(f, times(f, column, self.tile), spec.columns.low)
-            start = f.element(self.x, self.scalar, times(f, image, height * width * spec.inputs))
+            start = f.element(self.x, self.scalar, times(f, image, height * width * spec.x_pitch))
             inside_x = [self._inside(plus(f, left, k), width) for k in range(self.size)]
             pixels = []
             for r in range(self.size):
@@ -260,7 +260,7 @@ class _Writer:
                 inside_y = self._inside(y, height)
                 line = plus(f, times(f, y, width), left)
                 for c, inside in enumerate(inside_x):
-                    at = times(f, plus(f, line, c), spec.inputs)
+                    at = times(f, plus(f, line, c), spec.x_pitch)
                     # Addresses outside of the image are never used, only computed.
                     pixel = f.emit(f"getelementptr {self.scalar}, ptr {start}, i64 {at}")
                     both = f.emit(f"and i1 {inside_y}, {inside}")
@@ -364,7 +364,7 @@ class _Writer:
             y = plus(f, times(f, image, spec.size[0]), times(f, down, self.tile))
             pixel = plus(f, times(f, y, spec.size[1]), times(f, across, self.tile))
             m = self._scratch(plus(f, times(f, loop.index, spec.panel), self.at.m))
-            args = [("ptr", m), *self.epilogue.arguments(f, pixel, column, spec.outputs)]
+            args = [("ptr", m), *self.epilogue.arguments(f, pixel, column, spec.y_pitch)]
             text = ", ".join(f"{t} {v}" for t, v in args)
             for height, is_row in self._extents(down, self.down, spec.size[0]):
                 for length, is_column in self._extents(across, self.across, spec.size[1]):
@@ -409,8 +409,8 @@ class _Writer:
         lines = [
             Tile(
                 spec.dtype, self.lanes, tuple(range(length)),
-                tuple((r * spec.size[1] + c) * spec.outputs for c in range(length)),
-                vectors, tail, (), c_pitch=spec.outputs,
+                tuple((r * spec.size[1] + c) * spec.y_pitch for c in range(length)),
+                vectors, tail, (), c_pitch=spec.y_pitch,
             )
             for r in range(height)
         ]  # fmt: skip

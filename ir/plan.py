@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .graph import Node, Value
+from .types import TensorType
 
 
 @dataclass(frozen=True)
 class Location:
-    """A place: a slot of the argument table and an offset in bytes (per sample in ``batch``)."""
+    """A place: a slot of the argument table and an offset in bytes (per sample in ``batch``).
+
+    A value that is some columns of a wider tensor there begins ``start`` bytes after that tensor,
+    and its rows are ``pitch`` bytes apart; 0: its rows follow each other.
+    """
 
     slot: str
     offset: int = 0
+    start: int = 0
+    pitch: int = 0
+
+    def strides(self, shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+        """Bytes from one index to the next, for each dimension of an array that lies here."""
+        found, step = [], itemsize
+        for extent in reversed(shape):
+            found.append(step)
+            step = self.pitch if self.pitch and len(found) == 1 else step * extent
+        return tuple(reversed(found))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which operands and which results of a node may be columns of wider tensors."""
+
+    operands: frozenset[int] = frozenset()
+    results: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -24,6 +48,14 @@ class Step:
     results: tuple[Location, ...]
     copied: Value | None = None
     commits: bool = False
+
+    def widths(self, operands: Sequence[TensorType]) -> tuple[int, ...]:
+        """For each operand (of these types) and each result, the columns of the tensor that it is
+        part of, 0 if it is none; () if none of them is. As in ``structure.node_key``."""
+        if self.node is None or not any(x.pitch for x in (*self.operands, *self.results)):
+            return ()
+        pairs = zip((*self.operands, *self.results), (*operands, *self.node.types), strict=True)
+        return tuple(x.pitch // t.dtype.itemsize for x, t in pairs)
 
 
 @dataclass

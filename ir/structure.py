@@ -13,10 +13,14 @@ from typing import Any
 import numpy as np
 
 from .graph import Attrs, Graph, Node, Value
+from .types import sliced
+
+Widths = tuple[int, ...]
+"""`Step.widths`: of the tensors that operands and results of a node are columns of."""
 
 
-def node_key(node: Node, graph: Graph) -> Hashable:
-    """Equal for nodes that do the same to operands of the same types.
+def node_key(node: Node, graph: Graph, widths: Widths = ()) -> Hashable:
+    """Equal for nodes that do the same to operands of the same types, placed in the same way.
 
     An operand that is a constant of one element counts with its value, and it counts which operands
     are the same value. Names, sources, and where the operands come from do not.
@@ -24,7 +28,7 @@ def node_key(node: Node, graph: Graph) -> Hashable:
     numbers: dict[Value, int] = {}
     operands = tuple(numbers.setdefault(v, len(numbers)) for v in node.operands)
     origins = tuple(_origin_key(v, graph) for v in numbers)
-    return (node.op, operands, origins, attrs_key(node.attrs), node.types)
+    return (node.op, operands, origins, attrs_key(node.attrs), node.types, widths)
 
 
 def attrs_key(attrs: Mapping[str, Any]) -> tuple[Hashable, ...]:
@@ -50,23 +54,26 @@ def graph_key(graph: Graph) -> Hashable:
     return (graph.name, tuple(nodes), results)
 
 
-def isolated(node: Node, graph: Graph) -> tuple[Node, Graph]:
+def isolated(node: Node, graph: Graph, widths: Widths = ()) -> tuple[Node, Graph]:
     """The node in a graph of its own that holds what ``node_key`` holds and nothing else.
 
-    Its operands are inputs, but for constants of one element; names are numbers.
+    Its operands are inputs, but for constants of one element; names are numbers. Values with a
+    width have the type ``SlicedType``.
     """
     alone = Graph("isolated")
     env: dict[Value, Value] = {}
-    for value in node.operands:
+    widths = widths or (0,) * (len(node.operands) + len(node.types))
+    for value, width in zip(node.operands, widths, strict=False):
         if value not in env:
             constant = _scalar_constant(value, graph)
             env[value] = (
-                alone.add("input", path=str(len(env)), type=graph.type(value))
+                alone.add("input", path=str(len(env)), type=sliced(graph.type(value), width))
                 if constant is None
                 else alone.add("constant", value=constant)
             )
     operands = tuple(env[v] for v in node.operands)
-    alone.insert(Node("node", node.op, operands, _anonymous_attrs(node.attrs), node.types))
+    types = tuple(map(sliced, node.types, widths[len(operands) :]))
+    alone.insert(Node("node", node.op, operands, _anonymous_attrs(node.attrs), types))
     return alone.node("node"), alone
 
 

@@ -170,6 +170,11 @@ class TensorType:
         """Number of elements."""
         return numel(self.shape)
 
+    @property
+    def pitch(self) -> Extent:
+        """Elements from one row of the last dimension to the next."""
+        return self.shape[-1] if self.shape else 1
+
     def at(self, n: int) -> TensorType:
         """The concrete type at batch size ``n``."""
         return TensorType(self.dtype, shape_at(self.shape, n))
@@ -182,3 +187,31 @@ class TensorType:
         return self.dtype.short + shape_text(self.shape)
 
     __repr__ = __str__
+
+
+@dataclass(frozen=True)
+class SlicedType(TensorType):
+    """A tensor that is some columns of one with ``width`` columns: its rows are so far apart.
+
+    The types of a graph's values say nothing about memory. The memory planner may put a value
+    inside of another one, and the kernels that touch it are then made for this type of it.
+    """
+
+    width: int
+
+    @property
+    def pitch(self) -> Extent:
+        return self.width
+
+    def at(self, n: int) -> TensorType:
+        return SlicedType(self.dtype, shape_at(self.shape, n), self.width)
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} of {self.width} columns"
+
+    __repr__ = __str__
+
+
+def sliced(kind: TensorType, width: int) -> TensorType:
+    """``kind`` as columns of a tensor with ``width`` columns; 0 stands for a tensor of its own."""
+    return SlicedType(kind.dtype, kind.shape, width) if width else kind

@@ -7,12 +7,13 @@ so that the planner cannot be wrong about itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ..ir.graph import Graph
 from ..ir.plan import Location, Plan, Step
-from ..ir.types import TensorType
+from ..ir.types import TensorType, shape_at
 
 ARENAS = ("batch", "fixed", "prepared")
 
@@ -82,7 +83,12 @@ def _ranges(accesses: list[_Access], n: int) -> Iterator[tuple[str, int, int]]:
     for location, kind in accesses:
         if location.slot in ARENAS:
             begin = location.offset * (n if location.slot == "batch" else 1)
-            yield location.slot, begin, begin + kind.bytes_at(n)
+            size = kind.bytes_at(n)
+            if location.pitch and size:
+                # Columns of a tensor, counted as if their rows were the others' neighbours.
+                rows = math.prod(shape_at(kind.shape[:-1], n))
+                begin += location.start * rows
+            yield location.slot, begin, begin + size
 
 
 def _covered(pieces: list[_Piece], at: int) -> int:

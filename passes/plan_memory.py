@@ -18,10 +18,16 @@ number of bytes per sample, so one plan serves every batch size; the others live
 arena. A buffer is reused after its last reader. An elementwise operator writes over an operand that
 dies in it. Reshapes are other names of the same memory.
 
+Kernels keep the order of the program. Taking next what frees most memory was tried: it made the
+arena of no model of the zoo smaller, and those of training larger.
+
 Values that depend on state alone (folded BatchNorm, packed weights) go into the ``prepared`` arena
 when ``hoist`` is set: the runtime computes them when a parameter changes, not in each call. What
 a call reads is never overwritten, because all prepared steps come before its last reader; what
 only other prepared steps read (a folded weight that is packed) shares memory.
+
+A value may be columns of a wider one: operands of a concatenation, which then has nothing to do,
+and slices (``parts.py``). They share one buffer.
 
 An update is written straight into the state where nothing can read the old value any more
 (``commits.py``); other updates, and outputs that are inputs, state, prepared values or other
@@ -33,6 +39,8 @@ another element size than the result; inputs, state and constants; operators oth
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..errors import ShapeError
 from ..ir.graph import Graph, Node, Value
 from ..ir.plan import Location, Plan, Step
@@ -40,34 +48,48 @@ from ..ir.types import Dim, numel
 from .arena import Buffer, aligned, pack
 from .commits import Commits, Copy
 from .in_place import same_index_operands
+from .parts import Accepts, Parts, find_parts
 from .state import state_only
 
 SOURCES = ("input", "parameter", "buffer", "constant")
 ARENAS = ("batch", "fixed", "prepared")
 
 
-def plan_memory(graph: Graph, hoist: bool = False) -> Plan:
-    """The plan of a graph; ``hoist`` separates what depends on parameters alone."""
-    return _Planner(graph, hoist).run()
+def plan_memory(graph: Graph, hoist: bool = False, accepts: Accepts | None = None) -> Plan:
+    """The plan of a graph.
+
+    ``hoist`` separates what depends on parameters alone. ``accepts`` says which kernels can have
+    operands and results that are columns of wider tensors; without it none is.
+    """
+    return _Planner(graph, hoist, accepts).run()
 
 
 class _Planner:
-    def __init__(self, graph: Graph, hoist: bool) -> None:
+    def __init__(self, graph: Graph, hoist: bool, accepts: Accepts | None) -> None:
         self.graph = graph
         self.plan = Plan()
         self.hoisted = state_only(graph) if hoist else set()
-        kernels = [n for n in graph.nodes if n.op not in SOURCES and n.op != "reshape"]
-        # Prepared steps run before all others: lifetimes count in that order.
-        self.order = sorted(kernels, key=lambda n: n.name not in self.hoisted)
-        self.position = {n.name: i for i, n in enumerate(self.order)}
         self.root: dict[Value, Value] = {}
         for node in graph.nodes:
             for v in node.values:
                 self.root[v] = self.root[node.operands[0]] if node.op == "reshape" else v
+        parts = find_parts(graph, self.root, accepts, self.hoisted) if accepts else Parts()
+        self.parts = {v: parts.place[r] for v, r in self.root.items() if r in parts.place}
+        self.root |= {v: part.whole for v, part in self.parts.items()}
+        idle = parts.elided
+        kernels = [n for n in graph.nodes if n.op not in (*SOURCES, "reshape")]
+        # Prepared steps run before all others: lifetimes count in that order.
+        self.order = sorted(
+            (n for n in kernels if n.name not in idle), key=lambda n: n.name not in self.hoisted
+        )
+        self.position = {n.name: i for i, n in enumerate(self.order)}
         self.readers: dict[Value, list[int]] = {}
+        self.writers: dict[Value, list[int]] = {}
         for node in self.order:
             for v in node.operands:
                 self.readers.setdefault(self.root[v], []).append(self.position[node.name])
+            for v in node.values:
+                self.writers.setdefault(self.root[v], []).append(self.position[node.name])
 
     def run(self) -> Plan:
         self._place_sources()
@@ -81,10 +103,19 @@ class _Planner:
         for value, buffer in buffers.items():
             self.plan.locations[value] = Location(buffer.slot, buffer.offset)
         for value, root in self.root.items():
-            self.plan.locations[value] = self.plan.locations[root]
+            self.plan.locations[value] = self._inside(value, self.plan.locations[root])
         self._make_steps()
         self._make_copies(copies, staging)
         return self.plan
+
+    def _inside(self, value: Value, place: Location) -> Location:
+        """The place of a value in the value at ``place`` that it is, or is part of."""
+        if value not in self.parts:
+            return place
+        part = self.parts[value]
+        whole = self.graph.type(part.whole)
+        size = whole.dtype.itemsize
+        return replace(place, start=part.column * size, pitch=int(whole.shape[-1]) * size)  # type: ignore[arg-type]
 
     def _place_sources(self) -> None:
         for node in self.graph.nodes:
@@ -125,13 +156,13 @@ class _Planner:
         for node in self.order:
             at = self.position[node.name]
             dying = self._dying(node, at, buffers)
-            for value in node.values:
-                if value in self.plan.locations:
+            for value in map(self.root.__getitem__, node.values):
+                if value in self.plan.locations or value in buffers:
                     continue
-                end = max([at, *self.readers.get(value, [])])
+                end = max(self.writers[value] + self.readers.get(value, []))
                 made = self._buffer(value, at, len(self.order) if value in pinned else end)
                 over = next((o for o in dying if self._same_size(o, value, buffers, made)), None)
-                if over is not None:
+                if over is not None and value.node == node.name:
                     dying.remove(over)
                     buffers[over].end = made.end
                     made = buffers[over]
@@ -163,6 +194,7 @@ class _Planner:
             for root in dict.fromkeys(roots)
             if root in buffers
             and buffers[root].end == at
+            and not any(v in self.parts for v in node.operands if self.root[v] == root)
             and all(i in safe for i, other in enumerate(roots) if other == root)
         ]
 

@@ -231,12 +231,13 @@ class Executable:
         concrete = kind.at(n)
         shape = tuple(int(d) for d in concrete.shape)  # type: ignore[arg-type]
         dtype = kind.dtype.np
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        if 0 in shape:
+            return np.empty(shape, dtype)
         base = self._bases[location.slot]
         if base.dtype != np.uint8 or base.ndim != 1:
-            base = base.reshape(-1).view(np.uint8) if base.size else np.empty(0, np.uint8)
-        start = location.offset * (n if location.slot == "batch" else 1)
-        return base[start : start + size].view(dtype).reshape(shape)
+            base = base.reshape(-1).view(np.uint8)
+        start = location.offset * (n if location.slot == "batch" else 1) + location.start
+        return np.ndarray(shape, dtype, base, start, location.strides(shape, dtype.itemsize))
 
     def _set(self, slot: str, array: np.ndarray) -> None:
         index = self._slots.get(slot)

@@ -9,7 +9,7 @@ import pytest
 import netwright.ir.ops  # noqa: F401  (registers the records)
 from netwright.codegen.elementwise import emit_elementwise
 from netwright.codegen.emitter import VectorEmitter
-from netwright.codegen.iteration import iteration_space
+from netwright.codegen.iteration import Axis, iteration_space
 from netwright.codegen.kernel import Kernel, TaskCount
 from netwright.codegen.philox import philox
 from netwright.codegen.strided_loop import CHUNK
@@ -18,7 +18,17 @@ from netwright.codegen.text import Function
 from netwright.ir.graph import Graph, Node, Value
 from netwright.ir.interpreter import run_node
 from netwright.ir.ops.record import all_ops
-from netwright.ir.types import Dim, TensorType, bool_, dtype_of, float32, float64, int32, int64
+from netwright.ir.types import (
+    Dim,
+    Shape,
+    TensorType,
+    bool_,
+    dtype_of,
+    float32,
+    float64,
+    int32,
+    int64,
+)
 
 N = Dim(1)
 RECORDS = sorted(n for n, op in all_ops().items() if op.kind == "elementwise")
@@ -268,13 +278,18 @@ def test_unsupported_cases_fall_back() -> None:
     assert emit_elementwise(node, g, host()) is None
 
 
+def space(shape: Shape, *operands: Shape) -> list[Axis]:
+    types = [TensorType(float32, s) for s in (shape, *operands)]
+    return iteration_space(types[:1], types[1:])
+
+
 def test_dimensions_merge_where_every_operand_allows_it() -> None:
-    (flat,) = iteration_space((N, 4, 5), [(N, 4, 5), ()])
+    (flat,) = space((N, 4, 5), (N, 4, 5), ())
     assert (flat.extent, flat.strides) == (Dim(20), (1, 0))
-    outer, inner = iteration_space((N, 4, 5), [(N, 4, 5), (4, 5)])
+    outer, inner = space((N, 4, 5), (N, 4, 5), (4, 5))
     assert (outer.extent, inner.extent) == (N, 20)
     assert (outer.strides, inner.strides) == ((20, 0), (1, 1))
-    assert len(iteration_space((2, 3, 4), [(2, 3, 4), (3, 1)])) == 3
+    assert len(space((2, 3, 4), (2, 3, 4), (3, 1))) == 3
 
 
 def test_equal_kernels_have_one_symbol_and_different_ones_do_not() -> None:

@@ -126,6 +126,18 @@ def test_adaptive_average_and_its_gradient(
         backward.check(draw(out, n), n=n)
 
 
+@pytest.mark.parametrize("channels", [3, 40, 672])
+def test_a_global_average_of_one_image_is_shared_by_channels(
+    single: Callable, channels: int
+) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 7, 7, channels)).astype(np.float32)
+    kind = TensorType(float32, (Dim(1), *x.shape[1:]))
+    op, size = "adaptive_avg_pool2d", (1, 1)
+    pool = single(emit_pool, op, [kind], output_size=size, layout="NHWC")
+    assert (pool.kernel.tasks.at(1) > 1) == (channels > host().lanes(float32))
+    pool.check(x, n=2)
+
+
 @pytest.mark.parametrize("op", POOLS)
 def test_loops_over_channels_are_vectors_without_calls(
     asm_for: Callable, single: Callable, target: Target, op: str

@@ -15,6 +15,7 @@ from netwright.ir.text import parse
 from netwright.ir.types import Dim, DType, TensorType, float32, float64, int64, numel
 from netwright.ir.verify import verify
 from netwright.passes.differentiate import differentiate
+from netwright.passes.parts import Accepts
 from netwright.passes.plan_memory import plan_memory
 
 
@@ -234,12 +235,10 @@ class _Memory:
             self.slots[slot] = np.full(size, 255, np.uint8)
 
     def view(self, at: Location, kind: TensorType) -> np.ndarray:
-        shape = kind.at(self.n).shape
-        size = int(np.prod(shape)) * kind.dtype.itemsize
-        start = at.offset * (self.n if at.slot == "batch" else 1)
-        raw = self.slots[at.slot][start : start + size]
-        assert raw.size == size, f"{at} is outside of its slot"
-        return raw.view(kind.dtype.np).reshape(shape)
+        shape, size = kind.at(self.n).shape, kind.dtype.itemsize
+        start = at.offset * (self.n if at.slot == "batch" else 1) + at.start
+        # numpy raises an error for what is outside of the slot.
+        return np.ndarray(shape, kind.dtype.np, self.slots[at.slot], start, at.strides(shape, size))
 
 
 def _run_plan(graph: Graph, plan: Plan, values: dict[str, np.ndarray], n: int) -> dict[str, Any]:
@@ -275,9 +274,15 @@ def _run_plan(graph: Graph, plan: Plan, values: dict[str, np.ndarray], n: int) -
     return found
 
 
-def _check_plan(graph: Graph, values: dict[str, np.ndarray], n: int, hoist: bool = False) -> Plan:
+def _check_plan(
+    graph: Graph,
+    values: dict[str, np.ndarray],
+    n: int,
+    hoist: bool = False,
+    accepts: Accepts | None = None,
+) -> Plan:
     """The plan gives the interpreter's results, and no two live values overlap."""
-    plan = plan_memory(graph, hoist)
+    plan = plan_memory(graph, hoist, accepts)
     expected, found = evaluate(graph, values, n), _run_plan(graph, plan, values, n)
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
@@ -288,48 +293,65 @@ def _check_plan(graph: Graph, values: dict[str, np.ndarray], n: int, hoist: bool
 def _check_overlaps(graph: Graph, plan: Plan) -> None:
     """Re-simulates lifetimes: values that are live at one step do not share bytes of an arena,
     except reshapes of one value and an elementwise result over an operand that dies there."""
-    root: dict[Any, Any] = {}
-    for node in graph.nodes:
-        for v in node.values:
-            root[v] = root[node.operands[0]] if node.op == "reshape" else v
     steps = [*plan.prepare, *plan.steps]
+    launched = {step.node.name for step in steps if step.node}
+    # What is written somewhere: a reshape is its operand, and so are parts that were placed.
+    origins: dict[Any, set[Any]] = {}
+    for node in graph.nodes:
+        placed = node.op in ("cat", "slice") and node.name not in launched
+        renames = node.op == "reshape" or placed
+        for v in node.values:
+            origins[v] = set().union(*(origins[x] for x in node.operands)) if renames else {v}
     born: dict[Any, int] = {}
     died: dict[Any, int] = {}
     for at, step in enumerate(steps):
         used = step.node.operands if step.node else (step.copied,)
-        for v in used:
-            died[root[v]] = at
+        died |= dict.fromkeys(set().union(*(origins[v] for v in used)), at)
         for v in step.node.values if step.node else ():
             born[v] = at
             died[v] = at
     for v in born:  # prepared values that a call reads stay for the next call
         if plan.locations[v].slot == "prepared" and died[v] >= len(plan.prepare):
             died[v] = len(steps)
-    live = [(v, plan.locations[v], _size_of(graph, v)) for v in born]
-    live = [item for item in live if item[1].slot in ARENAS]
-    for i, (a, la, sa) in enumerate(live):
+    live = [v for v in born if plan.locations[v].slot in ARENAS]
+    for i, a in enumerate(live):
+        la = plan.locations[a]
         assert la.offset % 64 == 0
-        for b, lb, sb in live[i + 1 :]:
-            apart = la.offset >= lb.offset + sb or lb.offset >= la.offset + sa
-            if la.slot != lb.slot or apart:
+        for b in live[i + 1 :]:
+            lb = plan.locations[b]
+            if la.slot != lb.slot or _apart(graph, (a, la), (b, lb)):
                 continue
             first, second = (a, b) if born[a] <= born[b] else (b, a)
             if died[first] == born[second] > born[first]:  # handed on
                 node = graph.node(second)
-                assert first in [root[v] for v in node.operands] and la.offset == lb.offset
+                assert any(first in origins[v] for v in node.operands)
+                spans = [_span(graph.type(v), at) for v, at in ((a, la), (b, lb))]
+                assert la.offset == lb.offset and spans[0] == spans[1]
+                assert not plan.locations[second].pitch
                 assert graph.type(first).dtype.itemsize == graph.type(second).dtype.itemsize
             else:
                 assert died[first] < born[second], f"{first} and {second} overlap"
 
 
-def _size_of(graph: Graph, value: Any) -> int:
-    kind = graph.type(value)
+def _apart(graph: Graph, *values: tuple[Value, Location]) -> bool:
+    """Whether two values of one slot share no byte."""
+    ((a, first), (b, second)) = values
+    if first.pitch and (first.offset, first.pitch) == (second.offset, second.pitch):
+        sizes = [graph.type(v).shape[-1] * graph.type(v).dtype.itemsize for v in (a, b)]
+        return first.start >= second.start + sizes[1] or second.start >= first.start + sizes[0]
+    ends = [at.offset + _span(graph.type(v), at) for v, at in values]
+    return first.offset >= ends[1] or second.offset >= ends[0]
+
+
+def _span(kind: TensorType, at: Location) -> int:
+    """Bytes from the offset of a place to its end (per sample)."""
     size = numel(kind.shape)
-    return (size.coef if isinstance(size, Dim) else size) * kind.dtype.itemsize
+    count = (size.coef if isinstance(size, Dim) else size) * kind.dtype.itemsize
+    return count // (kind.shape[-1] * kind.dtype.itemsize) * at.pitch if at.pitch else count
 
 
 @pytest.fixture
 def check_plan() -> Callable[..., Plan]:
-    """``check_plan(graph, values, n, hoist=False)``: the memory plan of a graph, after it has been
-    run, with the interpreter's results, and its lifetimes have been re-simulated."""
+    """``check_plan(graph, values, n, hoist=False, accepts=None)``: the memory plan of a graph,
+    after it has been run, with the interpreter's results, and its lifetimes were re-simulated."""
     return _check_plan

@@ -10,6 +10,7 @@ from netwright.ir.graph import Graph
 from netwright.ir.interpreter import evaluate
 from netwright.ir.text import parse
 from netwright.ir.verify import verify
+from netwright.passes.absorb_flatten import absorb_flatten
 from netwright.passes.assign_layout import assign_layout
 from netwright.passes.eliminate_common_subexpressions import eliminate_common_subexpressions
 from netwright.passes.eliminate_dead_code import eliminate_dead_code
@@ -19,6 +20,7 @@ from netwright.passes.fuse_conv_bn_relu import fuse_conv_bn_relu
 from netwright.passes.fuse_elementwise import fuse_elementwise
 from netwright.passes.fuse_reductions import fuse_reductions
 from netwright.passes.lay_out_attention import lay_out_attention
+from netwright.passes.lower_batch_norm import lower_batch_norm
 from netwright.passes.pack_weights import pack_weights
 from netwright.passes.rewriting import Ledger
 from netwright.passes.simplify import simplify
@@ -39,8 +41,10 @@ PASSES: dict[str, Pass] = {
     "eliminate_common_subexpressions": eliminate_common_subexpressions,
     "eliminate_dead_code": eliminate_dead_code,
     "assign_layout": assign_layout,
+    "absorb_flatten": absorb_flatten,
     "split_batch_norm": split_batch_norm,
     "fuse_conv_bn_relu": fuse_conv_bn_relu,
+    "lower_batch_norm": lower_batch_norm,
     "fuse_elementwise": fuse_elementwise,
     "fuse_reductions": fuse_reductions,
     "pack_weights": _pack,

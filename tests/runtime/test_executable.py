@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from netwright.codegen import program as program_module
+from netwright.codegen.columns import accepts_columns
 from netwright.codegen.program import emit_program
 from netwright.codegen.target import host
 from netwright.ir.graph import Graph
@@ -151,6 +153,31 @@ def test_an_operator_without_a_kernel_runs_in_numpy_between_native_ones():
         x, out = np.arange(4 * n, dtype=np.int32).reshape(n, 4), np.empty((n, 2), np.int32)
         made.run(n, {"x": x}, {"out": out})
         np.testing.assert_array_equal(out, -(2 * x @ w))
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+def test_operators_work_on_columns_of_wider_tensors(
+    fallback: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operand is a slice of an input; the results are the halves of an output."""
+    graph = Graph("columns")
+    x = graph.add("input", path="x", type=TensorType(float32, (N, 2, 7)))
+    part = graph.add("slice", x, dim=2, start=1, stop=5, step=1)
+    halves = [graph.add(op, part) for op in ("exp", "neg")]
+    graph.outputs["out"] = graph.add("cat", *halves, dim=2)
+    if fallback:
+        monkeypatch.setattr(program_module, "select_kernel", lambda *_: None)
+    made = Executable(
+        emit_program(graph, plan_memory(graph, accepts=accepts_columns), host()), host(), {}
+    )
+    assert made.fallbacks == 2 * fallback
+    launched = [launch.node.op for launch in made.program.launches]
+    assert launched == ([] if fallback else ["exp", "neg"])
+    for n in (2, 0, 5):
+        values, out = weights(n, 2, 7), np.full((n, 2, 8), np.nan, np.float32)
+        made.run(n, {"x": values}, {"out": out})
+        wanted = [np.exp(values[..., 1:5]), -values[..., 1:5]]
+        np.testing.assert_allclose(out, np.concatenate(wanted, 2), rtol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [3, -1, 2**40])
