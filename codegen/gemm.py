@@ -334,7 +334,10 @@ class _GemmWriter:
                 f.emit(f"add nsw i64 {least(f, minus(f, height, offset), size)}, 0", run)
                 row = times(f, offset, self.unit)
                 end = least(f, rows, times(f, plus(f, offset, run), self.unit))
-                self._run(_Run(a, b, base, row, end, panel), k, count, epilogues)
+                after = plus(f, unit.index, run)
+                more = f.emit(f"icmp slt i64 {after}, {end_of_chunk}")
+                later = self._later(b, k, quotient(f, at, height), quotient(f, after, height), more)
+                self._run(_Run(a, b, base, row, end, panel, later), k, count, epilogues)
 
     def _tasks(self, work: Size) -> int:
         return max(1, min(MAX_TASKS, work)) if isinstance(work, int) else MAX_TASKS
@@ -449,6 +452,31 @@ class _GemmWriter:
 
     # -- one panel
 
+    def _later(self, b: str, k: Size, first: Size, following: Size, more: str) -> str:
+        """The address of what is packed next: panel ``following`` if there are ``more``, else the
+        ``first`` one for the next block of the reduction. Empty if nothing is asked for ahead.
+
+        Packing waits for memory. The operands of a weight gradient come from there, and each part
+        is packed once; of other products B stays in a cache for many blocks of rows.
+        """
+        f, spec = self.f, self.spec
+        if self.b_mode != "scratch" or spec.b != "rows" or spec.a_k == 1 or not spec.blocked:
+            return ""
+        row = f.emit(f"select i1 {more}, i64 {k}, i64 {plus(f, k, spec.block)}")
+        panel = f.emit(f"select i1 {more}, i64 {following}, i64 {first}")
+        at = plus(f, times(f, row, spec.n), times(f, panel, spec.panel))
+        return f.element(b, self.scalar, at)
+
+    def _ask(self, later: str, number: Size, share: Size, count: Size) -> None:
+        """Asks for the share of tile ``number`` in the rows at ``later``, while tiles compute."""
+        f, spec = self.f, self.spec
+        start = times(f, number, share)
+        stop = least(f, count, plus(f, start, share))
+        with f.loop(stop, start=start) as row:
+            here = f.element(later, self.scalar, times(f, row.index, spec.n))
+            for at in range(0, min(spec.panel, spec.n) * spec.dtype.itemsize, _LINE):
+                f.prefetch(f.element(here, "i8", at), level=2)
+
     def _panel_of_b(self, run: _Run, k: Size, count: Size) -> str:
         """The address of rows [k, k + count) of the panel, in ``self.b_mode``."""
         f, spec = self.f, self.spec
@@ -479,9 +507,16 @@ class _GemmWriter:
         vectors = -(-width // self.lanes)
         column = times(f, run.panel, spec.panel)
         row: Size = run.row
-        for height in self._heights(vectors):
+        heights = self._heights(vectors)
+        if run.later:
+            tiles = greatest(f, quotient(f, minus(f, run.end, run.row), heights[0]), 1)
+            share = quotient(f, plus(f, count, minus(f, tiles, 1)), tiles)
+        for height in heights:
             tile = self._tile(height, vectors, width)
             with f.loop(minus(f, run.end, height - 1), start=row, step=height) as loop:
+                if run.later:
+                    number = quotient(f, minus(f, loop.index, run.row), heights[0])
+                    self._ask(run.later, number, share, count)
                 a = f.element(run.a, self.scalar, times(f, loop.index, self.a_row))
                 args = [("ptr", a), ("ptr", b)]
                 at = plus(f, run.base, loop.index)
@@ -537,7 +572,7 @@ class _Line:
 @dataclass(frozen=True)
 class _Run:
     """Rows [row, end) of a block of A at ``a``, whose row 0 is row ``base`` of the result, and a
-    panel of the matrix B at ``b``."""
+    panel of the matrix B at ``b``. What is packed after that panel begins at ``later``."""
 
     a: str
     b: str
@@ -545,3 +580,4 @@ class _Run:
     row: Size
     end: Size
     panel: Size
+    later: str

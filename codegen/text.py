@@ -205,11 +205,14 @@ class Function:
     def store(self, kind: str, value: str, address: str, align: int) -> None:
         self.do(f"store {kind} {value}, ptr {address}, align {align}")
 
-    def prefetch(self, address: str, write: bool = False) -> None:
-        """Asks for the cache line of an address, which need not exist, to read or ``write`` it."""
+    def prefetch(self, address: str, write: bool = False, level: int = 1) -> None:
+        """Asks for the cache line of an address, which need not exist, to read or ``write`` it.
+
+        ``level`` is the cache that it shall come to.
+        """
         self.call(
             "void", "llvm.prefetch.p0",
-            ("ptr", address), ("i32", str(int(write))), ("i32", "3"), ("i32", "1"),
+            ("ptr", address), ("i32", str(int(write))), ("i32", str(4 - level)), ("i32", "1"),
         )  # fmt: skip
 
     def splat(self, vector: str, scalar: str) -> str:

@@ -87,7 +87,7 @@ def test_matmul_broadcasts_the_batch(run: Run, a: Any, b: Any) -> None:
 
 
 @pytest.mark.parametrize("leading", [(N,), (N, 7), (5,), (0,)])
-@pytest.mark.parametrize(("out", "k"), [(1, 1), (10, 33), (17, 24), (40, 8)])
+@pytest.mark.parametrize(("out", "k"), [(1, 1), (10, 33), (17, 24), (40, 8), (50, 150)])
 def test_weight_gradient_sums_over_any_number_of_rows(
     run: Run, leading: Any, out: int, k: int
 ) -> None:
