@@ -2,10 +2,12 @@
 
     python benchmarks/compile_time.py                       # the examples
     python benchmarks/compile_time.py --models mlp resnet50 --repeat 5
+    python benchmarks/compile_time.py --train --models resnet18_32      # training steps
 
 Each measurement is a process of its own, cold with an empty cache, then again with what that left.
 ``first`` is ``nw.compile(model)(x)`` as a whole. Its parts are the phases of ``compile_report()``
 and ``prepare``: the rest, less a usual call (packing weights, memory that is touched first).
+With --train it is the first call of a step with cross-entropy and SGD with momentum.
 ``load`` is importing the compiler and LLVM, which the first compilation of a process does besides.
 ``batch`` is the first call with another batch size, less a usual call with it. Times are medians,
 in milliseconds; ``cpu`` is the processor time of ``first`` without that of workers.
@@ -33,6 +35,8 @@ EXAMPLES = {
     "cnn": ("cnn", "CNN", (1, 28, 28)),
     "resnet18_32": ("resnet18", "ResNet18", (3, 32, 32)),
 }
+BATCHES = {False: (1, 2), True: (2, 3)}
+"""The first batch size and another one, without and with --train: BatchNorm needs two samples."""
 COLUMNS = (
     *("load", "first", "cpu", "trace", "passes", "plan", "emit", "llvm", "cache", "link"),
     *("prepare", "batch"),
@@ -50,7 +54,25 @@ def model_of(name: str) -> tuple[Any, tuple[int, ...]]:
     return getattr(models, name)(), (3, size, size)
 
 
-def measure(name: str) -> dict[str, Any]:
+def compiled(model: Any, train: bool) -> Any:
+    """The model, or its training step."""
+    import netwright as nw
+
+    if not train:
+        return nw.compile(model)
+    optimizer = nw.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    return nw.compile(model, loss=nw.nn.CrossEntropyLoss(), optimizer=optimizer)
+
+
+def batch_of(n: int, shape: tuple[int, ...], train: bool) -> tuple[Any, ...]:
+    """Images, and labels for a step."""
+    import netwright as nw
+
+    labels = (nw.zeros(n, dtype=nw.int64),) if train else ()
+    return (nw.randn(n, *shape), *labels)
+
+
+def measure(name: str, train: bool = False) -> dict[str, Any]:
     """One first call in this process."""
     start = time.perf_counter()
     import netwright as nw
@@ -59,8 +81,8 @@ def measure(name: str) -> dict[str, Any]:
     warnings.simplefilter("ignore", nw.LintWarning)
     nw.manual_seed(0)
     model, shape = model_of(name)
-    model.eval()
-    one, two = nw.randn(1, *shape), nw.randn(2, *shape)
+    model.train(train)
+    one, two = (batch_of(n, shape, train) for n in BATCHES[train])
     start = time.perf_counter()
     for module in ("netwright.bridge.module", "llvmlite.binding"):
         importlib.import_module(module)
@@ -69,14 +91,14 @@ def measure(name: str) -> dict[str, Any]:
 
     with nw.no_grad():
         start, cpu = time.perf_counter(), time.process_time()
-        fast = nw.compile(model)
-        fast(one)
+        fast = compiled(model, train)
+        fast(*one)
         first, cpu = time.perf_counter() - start, time.process_time() - cpu
-        usual = timed(lambda: fast(one))
+        usual = timed(lambda: fast(*one))
         compilations = jit.counters.compilations
         start = time.perf_counter()
-        fast(two)
-        batch = time.perf_counter() - start - timed(lambda: fast(two))
+        fast(*two)
+        batch = time.perf_counter() - start - timed(lambda: fast(*two))
     report = fast.compile_report()
     phases = report.phases
     rest = first - usual - sum(phases.values())
@@ -103,16 +125,16 @@ def timed(call: Any) -> float:
     return statistics.median(times)
 
 
-def child(name: str, cache: str) -> dict[str, Any]:
+def child(name: str, cache: str, train: bool) -> dict[str, Any]:
     """`measure` in a new process with this cache directory."""
-    command = [sys.executable, __file__, "--measure", name]
+    command = [sys.executable, __file__, "--measure", name, *["--train"] * train]
     environment = os.environ | {"NETWRIGHT_CACHE_DIR": cache}
     found = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     result: dict[str, Any] = json.loads(found.stdout)
     return result
 
 
-def run(names: list[str], repeat: int) -> list[dict[str, Any]]:
+def run(names: list[str], repeat: int, train: bool) -> list[dict[str, Any]]:
     """Rows of all models, cold and cached."""
     rows = []
     print(f"{'':22}" + "".join(f"{c:>9}" for c in COLUMNS) + "  processes")
@@ -121,7 +143,7 @@ def run(names: list[str], repeat: int) -> list[dict[str, Any]]:
         for _ in range(repeat):
             with tempfile.TemporaryDirectory() as cache:
                 for state in found:
-                    found[state].append(child(name, cache))
+                    found[state].append(child(name, cache, train))
         for state, results in found.items():
             middle = {c: statistics.median(r["ms"][c] for r in results) for c in COLUMNS}
             rows.append({"model": name, "state": state, "median_ms": middle, "runs": results})
@@ -138,13 +160,18 @@ def main() -> None:
     )
     parser.add_argument("--models", nargs="+", default=list(EXAMPLES))
     parser.add_argument("--repeat", type=int, default=3, help="processes per model and state")
-    parser.add_argument("--output", type=Path, default=RESULTS / "compile_time.json")
+    parser.add_argument("--train", action="store_true", help="training steps, not inference")
+    parser.add_argument(
+        "--output", type=Path, help="default: results/compile_time.json, or compile_time_train.json"
+    )
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(measure(options.measure)))
+        print(json.dumps(measure(options.measure, options.train)))
         return
-    rows = run(options.models, options.repeat)
+    if options.output is None:
+        options.output = RESULTS / f"compile_time{'_train' if options.train else ''}.json"
+    rows = run(options.models, options.repeat, options.train)
     from environment import environment
 
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -27,9 +25,8 @@ from typing import Any
 
 import netwright as nw
 from netwright import nn
-from netwright.commands.failure import Failure
-from netwright.commands.peers.command import Display, parse_peers, threads_text, verdict
-from netwright.commands.peers.contest import NETWRIGHT, contest
+from netwright.commands.peers.command import parse_peers
+from netwright.commands.peers.contest import NETWRIGHT, Say, contest
 from netwright.commands.peers.peer import PEERS, versions
 from netwright.commands.text import counts
 
@@ -41,6 +38,7 @@ from environment import environment
 from mlp_batchnorm import MLPBatchNorm
 from peers_report import markdown, plot
 from resnet18 import ResNet18
+from rows import Rows, label, load, measure_row
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -107,16 +105,6 @@ def prepared(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     return model.eval()
 
 
-def key(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What makes two rows the same measurement, of perhaps different programs."""
-    return row["model"], row["batch"], row["threads"]
-
-
-def is_current(row: dict[str, Any], settings: dict[str, Any]) -> bool:
-    """Whether a row that is there needs no other measurement."""
-    return row["settings"] == settings and not settings["commit"].endswith("-dirty")
-
-
 def wanted(models: tuple[Model, ...], text: str) -> Iterator[tuple[Model, list[int]]]:
     """Models and batch sizes whose ``name, batch`` contains a text, in any case."""
     for model in models:
@@ -125,14 +113,8 @@ def wanted(models: tuple[Model, ...], text: str) -> Iterator[tuple[Model, list[i
             yield model, batches
 
 
-def label(name: str, batch: int) -> str:
-    """``resnet50, 224x224, batch 1``."""
-    return f"{name}, batch {batch}"
-
-
 def run(options: argparse.Namespace, models: tuple[Model, ...] = MODELS) -> bool:
     """Measures what is missing and writes it down; whether every row could be measured."""
-    rows = {key(row): row for row in load(options.output)}
     facts = {**environment(), "peers": versions()}
     settings = {
         "seconds": options.seconds,
@@ -141,16 +123,14 @@ def run(options: argparse.Namespace, models: tuple[Model, ...] = MODELS) -> bool
         "cpu": facts["cpu"],
         "neighbour": options.neighbour,
     }
+    rows = Rows(options.output, facts, settings, [m.name for m in models])
     complete = True
     for entry, batches in wanted(models, options.rows):
         missing = [
             (batch, threads)
             for batch in batches
             for threads in options.threads
-            if options.fresh
-            or not is_current(
-                rows.get((entry.name, batch, threads), {"settings": None}), settings
-            )
+            if options.fresh or rows.is_missing(entry.name, batch, threads)
         ]
         if not missing:
             continue
@@ -164,55 +144,20 @@ def run(options: argparse.Namespace, models: tuple[Model, ...] = MODELS) -> bool
         for batch, threads in missing:
             found = measure(compiled, entry, batch, threads, options)
             complete = complete and "failed" not in found
-            row = {"model": entry.name, "batch": batch, "threads": threads, **found}
-            row["settings"] = settings
-            rows[key(row)] = row
-            save(options.output, facts, ordered(rows, models))
+            rows.add(entry.name, batch, threads, found)
     return complete
 
 
 def measure(
     compiled: Any, entry: Model, batch: int, threads: int, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """One row; ``failed`` with the reason if netwright itself fails or is wrong."""
+    """One row."""
     x = nw.randn(batch, *entry.shape)
-    with Display(f"{label(entry.name, batch)}, {threads_text(threads)}:") as display:
-        start = time.perf_counter()
-        try:
-            row = contest(compiled, [x], options.peers, threads, options.seconds, display.say)
-        except (Failure, nw.errors.NetwrightError) as error:
-            display.result = f"failed: {error}"
-            return {"failed": str(error)}
-        display.result = f"{verdict(row)} ({time.perf_counter() - start:.0f} s)"
-        for name, found in row["peers"].items():
-            if "failed" in found:
-                display.result += f"; {PEERS[name].title} failed: {found['failed']}"
-    return row
 
+    def go(say: Say) -> dict[str, Any]:
+        return contest(compiled, [x], options.peers, threads, options.seconds, say)
 
-def ordered(
-    rows: dict[tuple[Any, ...], dict[str, Any]], models: tuple[Model, ...]
-) -> list[dict[str, Any]]:
-    """The rows in the order of the table; those of models that it no longer has are dropped."""
-    places = {m.name: i for i, m in enumerate(models)}
-    kept = [row for row in rows.values() if row["model"] in places]
-    return sorted(kept, key=lambda r: (r["threads"], places[r["model"]], r["batch"]))
-
-
-def load(path: Path) -> list[dict[str, Any]]:
-    """The rows of an earlier run."""
-    if not path.exists():
-        return []
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
-    return rows
-
-
-def save(path: Path, facts: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Writes the results; a run that is killed meanwhile leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps({"environment": facts, "rows": rows}, indent=2) + "\n")
-    beside.replace(path)
+    return measure_row(label(entry.name, batch), threads, go)
 
 
 @contextmanager
@@ -258,11 +203,11 @@ def main() -> int:
     with neighbour() if options.neighbour else nullcontext():
         complete = options.report or run(options)
     rows = load(options.output)
-    measured = [row for row in rows if NETWRIGHT in row]
-    if measured:
+    shown = [row for row in rows if NETWRIGHT in row]
+    if shown:
         if not options.no_plot:
-            plot(measured, options.output.with_suffix(".png"))
-        print(markdown(measured))
+            plot(shown, options.output.with_suffix(".png"))
+        print(markdown(shown))
     return 0 if complete else 1
 
 

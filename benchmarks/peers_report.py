@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from netwright.commands.peers.command import threads_text
 from netwright.commands.peers.contest import NETWRIGHT
-from netwright.commands.peers.peer import PEERS
+from netwright.commands.peers.peer import PEERS, Peer
 
-_COLORS = {"torch": "#d9822b", "compile": "#b0413e", "ort": "#2a78b8", "openvino": "#6a4c93"}
+_COLORS = {
+    "torch": "#d9822b",
+    "compile": "#b0413e",
+    "ort": "#2a78b8",
+    "openvino": "#6a4c93",
+    "jax": "#3a8f5c",
+}
+Peers = Mapping[str, Peer]
 
 
 def groups(rows: list[dict[str, Any]]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
@@ -20,9 +27,9 @@ def groups(rows: list[dict[str, Any]]) -> Iterator[tuple[int, list[dict[str, Any
         yield threads, [row for row in rows if row["threads"] == threads]
 
 
-def names(rows: list[dict[str, Any]]) -> list[str]:
+def names(rows: list[dict[str, Any]], known: Peers) -> list[str]:
     """The peers that were measured in some row."""
-    return [name for name in PEERS if any("median_ms" in r["peers"].get(name, {}) for r in rows)]
+    return [name for name in known if any("median_ms" in r["peers"].get(name, {}) for r in rows)]
 
 
 def geometric_mean(values: list[float]) -> float:
@@ -38,22 +45,22 @@ def peak_share(row: dict[str, Any]) -> float:
     return float(row["gflop"] / row[NETWRIGHT]["median_ms"] * 1e3 / peak)
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
+def markdown(rows: list[dict[str, Any]], known: Peers = PEERS) -> str:
     """A table per number of threads: medians in ms, the fastest peer, how many times longer it
     takes than netwright, and the geometric mean of these ratios."""
-    return "\n\n".join(_table(threads, group) for threads, group in groups(rows))
+    return "\n\n".join(_table(threads, group, known) for threads, group in groups(rows))
 
 
-def _table(threads: int, rows: list[dict[str, Any]]) -> str:
-    peers = names(rows)
-    titles = [PEERS[name].title for name in peers]
+def _table(threads: int, rows: list[dict[str, Any]], known: Peers) -> str:
+    peers = names(rows, known)
+    titles = [known[name].title for name in peers]
     heads = [f"{threads_text(threads)}, ms", NETWRIGHT, *titles, "fastest peer", "ratio", "of peak"]
     lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
     for row in rows:
         fastest = row["fastest_peer"]
         cells = [f"{row['model']}, batch {row['batch']}", _ms(row[NETWRIGHT])]
         cells += [_ms(row["peers"].get(name, {})) for name in peers]
-        cells += [PEERS[fastest].title if fastest else "-"]
+        cells += [known[fastest].title if fastest else "-"]
         cells += [f"{row['ratio']:.2f}x" if fastest else "-", f"{peak_share(row):.0%}"]
         lines.append(_line(cells))
     ratios = [row["ratio"] for row in rows if row["ratio"] is not None]
@@ -61,7 +68,7 @@ def _table(threads: int, rows: list[dict[str, Any]]) -> str:
     mean = f"**{geometric_mean(ratios):.2f}x**" if ratios else "-"
     lines.append(_line(["geometric mean", *blanks, "", mean, ""]))
     failures = [
-        f"- {row['model']}, batch {row['batch']}: {PEERS[name].title} failed: {found['failed']}"
+        f"- {row['model']}, batch {row['batch']}: {known[name].title} failed: {found['failed']}"
         for row in rows
         for name, found in row["peers"].items()
         if "failed" in found
@@ -81,7 +88,7 @@ def _ms(found: dict[str, Any]) -> str:
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
+def plot(rows: list[dict[str, Any]], path: Path, known: Peers = PEERS) -> None:
     """Bars of each peer's time as a multiple of netwright's, with the quartiles of the peer; a bar
     to the right says that the peer is slower."""
     import matplotlib
@@ -91,7 +98,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     import numpy as np
 
     found = list(groups(rows))
-    peers = names(rows)
+    peers = names(rows, known)
     longest = max(len(group) for _, group in found)
     figure, panels = plt.subplots(
         1, len(found), figsize=(2.5 + 4.5 * len(found), 1.6 + 0.55 * longest), squeeze=False
@@ -117,7 +124,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                 left=1,
                 xerr=[np.maximum(median - q1, 0), np.maximum(q3 - median, 0)],
                 color=_COLORS[name],
-                label=PEERS[name].title,
+                label=known[name].title,
                 error_kw={"linewidth": 0.6},
             )
         axes.axvline(1, color="black", linewidth=0.8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from ...ir.columns import aligned
@@ -13,7 +14,7 @@ from ..failure import Failure, Misuse, user_code
 from ..progress import Progress
 from ..text import counts
 from .contest import NETWRIGHT, contest
-from .peer import PEERS, versions
+from .peer import PEERS, Peer, versions
 
 _HEADER = ("runtime", "median ms", "q1", "q3", "x netwright", "error", "set-up s")
 
@@ -126,13 +127,13 @@ def threads_text(threads: int) -> str:
     return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
-def verdict(row: dict[str, Any]) -> str:
+def verdict(row: dict[str, Any], peers: Mapping[str, Peer] = PEERS) -> str:
     """One line about a row."""
     ours = f"netwright {row[NETWRIGHT]['median_ms']:.3f} ms"
     if row["fastest_peer"] is None:
         return f"{ours}; no peer ran"
     peer = row["peers"][row["fastest_peer"]]
-    title = PEERS[row["fastest_peer"]].title
+    title = peers[row["fastest_peer"]].title
     return f"{ours}, {title} {peer['median_ms']:.3f} ms: {row['ratio']:.2f}x"
 
 

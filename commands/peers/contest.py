@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from ..compare import TOLERANCE
 from ..failure import Failure
 from ..timing import interleave
-from .peer import PEERS, Ready
+from .peer import PEERS, Peer, Ready
 
 if TYPE_CHECKING:
     from ...bridge.module import CompiledModule
@@ -46,33 +46,73 @@ def contest(
     """
     from ...frontend import trace as tracing
     from ...ir.report import flops
-    from ...runtime import probe, settings
 
     taking_part = [name for name in peers if PEERS[name].version() is not None]
-    total = len(taking_part) + 3
     model = compiled._model.eval()
     # Traced for exactly this batch: the peers may use that it is fixed.
     traced = tracing.trace(model, {"": model}, tuple(inputs), {}, False, type(model).__name__)
     arrays = [np.ascontiguousarray(t.detach().numpy()) for t in inputs]
+    say(0, len(taking_part) + 3, "reference")
+    origin, expected = _reference(traced, arrays, compiled, inputs)
+
+    def judge(got: Sequence[np.ndarray]) -> dict[str, float]:
+        error = relative_error(expected, got)
+        if not error <= TOLERANCE:
+            raise Wrong(
+                f"outputs differ from the reference by {error:.2g} of the largest "
+                f"value (allowed: {TOLERANCE:g})"
+            )
+        return {"error": error}
+
+    contenders: dict[str, Callable[[], Ready]] = {NETWRIGHT: lambda: _netwright(compiled, inputs)}
+    for name in taking_part:
+        contenders[name] = _peer(name, traced, arrays, threads)
+    found = compete(contenders, judge, threads, seconds, say)
+    return {
+        "threads": threads,
+        "gflop": flops(traced.graph) / 1e9,
+        "reference": origin,
+        **found,
+    }
+
+
+class Wrong(Exception):
+    """The results of a contender are not those of the reference."""
+
+
+def compete(
+    contenders: Mapping[str, Callable[[], Ready]],
+    judge: Callable[[Sequence[np.ndarray]], dict[str, float]],
+    threads: int,
+    seconds: float,
+    say: Say,
+    peers: Mapping[str, Peer] = PEERS,
+) -> dict[str, Any]:
+    """Makes contenders ready, netwright first, and times those that ``judge`` finds right,
+    interleaved for ``seconds``.
+
+    contenders: by name, what makes one ready (its time is the set-up time). judge: takes the
+    result of a call as arrays, returns what is to be written down about its errors, or raises
+    Wrong. A peer that raises or is wrong is ``failed`` with the reason. Failure if netwright is:
+    nothing is timed then. Returns the part of a row that contenders and times make up.
+    """
+    from ...runtime import probe, settings
+
+    total = len(contenders) + 2
+    results: dict[str, dict[str, Any]] = {}
+    calls: dict[str, Callable[[], Any]] = {}
     with settings.threads(threads):
-        say(0, total, "reference")
-        origin, expected = _reference(traced, arrays, compiled, inputs)
-        say(1, total, NETWRIGHT)
-        ready, found = _prepared(lambda: _netwright(compiled, inputs), expected)
-        if "failed" in found:
-            raise Failure(f"netwright: {found['failed']}, so nothing was timed")
-        results: dict[str, dict[str, Any]] = {NETWRIGHT: found}
-        calls = {NETWRIGHT: ready}
-        for step, name in enumerate(taking_part, start=2):
-            say(step, total, f"{PEERS[name].title} is made ready")
-            ready, results[name] = _prepared(_peer(name, traced, arrays, threads), expected)
+        for step, (name, prepare) in enumerate(contenders.items(), start=1):
+            ours = name == NETWRIGHT
+            say(step, total, name if ours else f"{peers[name].title} is made ready")
+            ready, results[name] = _prepared(prepare, judge)
             if ready is not None:
-                calls[name] = ready
+                calls[name] = ready.call
+            elif ours:
+                raise Failure(f"netwright: {results[name]['failed']}, so nothing was timed")
         before = probe.peak_gflops(threads)
         times = interleave(
-            {name: r.call for name, r in calls.items() if r},
-            seconds,
-            lambda share: say(total - 1, total, f"timing, {share:.0%}"),
+            calls, seconds, lambda share: say(total - 1, total, f"timing, {share:.0%}")
         )
         after = probe.peak_gflops(threads)
     for name, found_times in times.items():
@@ -80,10 +120,7 @@ def contest(
     calls.clear()
     gc.collect()  # sessions hold threads and copies of the weights
     return {
-        "threads": threads,
-        "gflop": flops(traced.graph) / 1e9,
         "peak_gflops": {"before": before, "after": after},
-        "reference": origin,
         NETWRIGHT: results.pop(NETWRIGHT),
         "peers": results,
         **_fastest({name: t.median for name, t in times.items()}),
@@ -130,24 +167,19 @@ def _peer(
 
 
 def _prepared(
-    prepare: Callable[[], Ready], expected: list[np.ndarray]
+    prepare: Callable[[], Ready], judge: Callable[[Sequence[np.ndarray]], dict[str, float]]
 ) -> tuple[Ready | None, dict[str, Any]]:
-    """A runtime that is ready and right, its error and set-up time; or why there is none."""
+    """A runtime that is ready and right, its set-up time and errors; or why there is none."""
     start = time.perf_counter()
     try:
         ready = prepare()
         set_up = time.perf_counter() - start
-        got = ready.arrays(ready.call())
+        return ready, {"set_up_s": set_up, **judge(ready.arrays(ready.call()))}
+    except Wrong as error:
+        return None, {"failed": str(error)}
     except Exception as error:  # whatever a peer raises is what the row shows
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return None, {"failed": textwrap.shorten(text, _REASON_LENGTH, placeholder=" ...")}
-    error_found = relative_error(expected, got)
-    if not error_found <= TOLERANCE:
-        return None, {
-            "failed": f"outputs differ from the reference by {error_found:.2g} of the largest "
-            f"value (allowed: {TOLERANCE:g})"
-        }
-    return ready, {"set_up_s": set_up, "error": error_found}
 
 
 def relative_error(expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> float:

@@ -13,6 +13,7 @@ import pytest
 
 import netwright as nw
 from netwright import nn
+from netwright.commands.failure import Failure
 
 Load = Callable[[str], ModuleType]
 
@@ -99,7 +100,7 @@ def test_a_row_in_which_netwright_fails_is_written_down_and_reported(
     peers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
-        raise peers.Failure("netwright: outputs differ")
+        raise Failure("netwright: outputs differ")
 
     monkeypatch.setattr(peers, "contest", fail)
     path = tmp_path / "peers.json"

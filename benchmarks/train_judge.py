@@ -1,0 +1,117 @@
+"""Whether a framework's first training step is right: compared with a float64 reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from training import Ours, Source, Start, Task, Training
+
+import netwright as nw
+from netwright.commands.peers.contest import Wrong
+
+EPS = float(np.finfo(np.float32).eps)
+ROUNDING = 1e-4
+"""Relative error of loss, running statistics and updates that float32 explains: some hundred
+roundings."""
+TIMES_YARDSTICK = 4.0
+"""How far gradients may be from float64, in errors of the yardstick. More than rounding is at work:
+where a ReLU's input rounds to the other side of 0, a share of a gradient comes or goes, and which
+of them do differs between two right programs. Over the parameters of a network that averages out,
+but for a factor of about this size."""
+SMALL = 1e-3
+"""A gradient that is 0 but for rounding, as that of a bias in front of BatchNorm, is measured by
+this share of the network's root mean square gradient in place of its own size."""
+
+
+class Judge:
+    """Compares the arrays of ``training.results`` with float64.
+
+    The reference is PyTorch in float64, its yardstick PyTorch in float32 (without PyTorch: eager
+    netwright). The error of the gradients is the root mean square over the parameters of the norm
+    of the error relative to the norm of the gradient. The update is judged by itself: the new
+    weights are compared with what the reference's optimizer makes of the contender's own gradients.
+    (Adam's first update is the learning rate with the gradient's sign: where that is rounding, the
+    weights of two right programs differ by twice the learning rate.)
+    """
+
+    def __init__(self, task: Task, start: Start) -> None:
+        self._task, self._start = task, start
+        self._library, self._source, self.origin = _best()
+        wide = self._training(wide=True)
+        self._parameters = [name for name, _ in wide.model.named_parameters()]
+        self._exact = wide.found(wide.eager_step())
+        narrow = self._training()
+        self.yardstick = self._gradient_error(narrow.found(narrow.eager_step()))
+
+    def __call__(self, got: Sequence[np.ndarray]) -> dict[str, float]:
+        """Errors to be written down; Wrong if one is too large."""
+        if [a.shape for a in got] != [a.shape for a in self._exact]:
+            raise Wrong("the shapes of weights or buffers differ from those of the reference")
+        count = 2 * len(self._parameters) + 1
+        errors = {
+            "error": self._gradient_error(got),
+            "loss_error": _relative(got[0], self._exact[0]),
+            "update_error": self._update_error(got),
+            "buffer_error": max(
+                [_relative(a, b) for a, b in zip(got[count:], self._exact[count:], strict=True)],
+                default=0.0,
+            ),
+        }
+        limits = dict.fromkeys(errors, ROUNDING)
+        limits["error"] = max(ROUNDING, TIMES_YARDSTICK * self.yardstick)
+        what = {"error": "gradients", "loss_error": "loss", "update_error": "new weights"}
+        for name, error in errors.items():
+            if not error <= limits[name]:
+                raise Wrong(
+                    f"{what.get(name, 'running statistics')} differ from the reference by "
+                    f"{error:.2g} (allowed: {limits[name]:.2g})"
+                )
+        return errors
+
+    def _training(self, wide: bool = False) -> Training:
+        return Training(self._library, self._source, self._task, self._start, wide)
+
+    def _gradient_error(self, got: Sequence[np.ndarray]) -> float:
+        pairs = [(got[2 * i + 1], self._exact[2 * i + 1]) for i in range(len(self._parameters))]
+        mean = np.sqrt(sum((g**2).sum() for _, g in pairs) / sum(g.size for _, g in pairs))
+        shares = [
+            np.linalg.norm(a - g) / max(np.linalg.norm(g), SMALL * mean * np.sqrt(g.size))
+            for a, g in pairs
+        ]
+        return float(np.sqrt(np.mean(np.square(shares))))
+
+    def _update_error(self, got: Sequence[np.ndarray]) -> float:
+        """The largest over the parameters of the norm of the error of a weight's change, less
+        what rounding the weight itself explains, relative to the norm of the change."""
+        wide = self._training(wide=True)
+        parameters = list(wide.model.parameters())
+        for i, parameter in enumerate(parameters):
+            parameter.grad = self._library.from_numpy(got[2 * i + 1].copy())
+        wide.optimizer.step()
+        largest = 0.0
+        for i, (name, parameter) in enumerate(zip(self._parameters, parameters, strict=True)):
+            before = self._start.state[name].astype(np.float64)
+            expected, found = parameter.detach().numpy(), got[2 * i + 2]
+            rounding = EPS * np.linalg.norm(np.maximum(abs(before), abs(expected)))
+            error = np.linalg.norm(found - expected) - rounding
+            change = np.linalg.norm(expected - before)
+            if not error <= 0:  # also where it is not a number
+                largest = max(largest, float(error / change) if change else np.inf)
+        return largest
+
+
+def _relative(got: np.ndarray, exact: np.ndarray) -> float:
+    found = float(np.linalg.norm(got - exact) / max(float(np.linalg.norm(exact)), 1e-12))
+    return found if np.isfinite(found) else float("inf")
+
+
+def _best() -> tuple[object, Source, str]:
+    """The library of the reference, its models, and a name for it."""
+    try:
+        import torch
+    except ImportError:
+        return nw, Ours(), "eager netwright in float64"
+    from train_pytorch import Theirs
+
+    return torch, Theirs(), "PyTorch in float64"
