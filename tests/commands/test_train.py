@@ -353,6 +353,16 @@ def test_a_data_set_that_raises_is_one_line_with_its_place(
     assert "reading the data: KeyError: 'lost' (at net.py:" in error
 
 
+def test_a_history_that_cannot_be_written_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "runs" / "Other" / "history.json").mkdir(parents=True)
+    options = ["net.py:Other", "--data", "net.py:data", "--batch-size", "25", "--epochs", "1"]
+    assert "history.json cannot be written" in _error(options, 1, capsys)
+    left = sorted(path.name for path in Path("runs/Other").iterdir())
+    assert left == ["checkpoint.npz", "history.json"]
+
+
 def test_a_last_batch_of_one_image_is_enough_for_batch_norm(folder: Path) -> None:
     assert main(["train", "net.py:Image", "--data", "net.py:data", "--batch-size", "7",
                  "--epochs", "1"]) == 0  # fmt: skip
