@@ -160,8 +160,10 @@ class _GemmWriter:
         self.row_block = max(1, self.target.l2 // 2 // max(1, depth))
         if isinstance(spec.m, int):
             units = max(1, -(-spec.m // self.unit))
-            # Two threads compute whole rows of a gradient, and later update the same rows.
-            blocks = 2 if spec.a_k != 1 and units >= 8 else 1
+            # Two threads compute whole rows of a gradient, and later update the same rows. If it is
+            # wide, they compute columns instead: each packs half of B, the larger operand.
+            tall = spec.m >= spec.n
+            blocks = 2 if spec.a_k != 1 and tall and units >= 8 else 1
             self.row_block = min(self.row_block, -(-units // blocks))
 
     def _copies_a(self) -> bool:

@@ -146,23 +146,34 @@ def lanes_below(e: VectorEmitter, first: str, limit: str) -> str:
 
 
 def _copy_rows(e: VectorEmitter, dtype: DType, block: str, row0: str) -> None:
-    """Columns are neighbours: whole vectors are copied."""
+    """Columns are neighbours: whole vectors are copied, groups of them without tests."""
     f, scalar = e.fn, scalar_type(dtype)
+    group = e.lanes * (4 if e.lanes * dtype.itemsize == 64 else 2)
     ahead = f.emit(f"mul nsw i64 %step, {_ROWS_AHEAD}")
-    with f.loop("%inner") as row, f.loop("%pitch", step=e.lanes) as column:
+    in_groups = f.emit(f"sub nsw i64 %width, {group - 1}")
+    with f.loop("%inner") as row:
         start = f.emit(f"mul nsw i64 {row.index}, %step")
-        at = f.emit(f"add nsw i64 {start}, {column.index}")
-        here = f.element(block, scalar, at)
-        f.prefetch(f.element(here, scalar, ahead))
-        there = _row_address(e, dtype, row0, row.index, column.index)
-        whole = f.emit(f"icmp sle i64 {f.emit(f'add i64 {column.index}, {e.lanes}')}, %width")
-        with f.when(whole):
-            e.store(e.load(here, dtype), there)
-        with f.when(f.emit(f"xor i1 {whole}, true")):
-            if e.lanes == 1:
-                e.store(e.constant(0.0, dtype), there)
-            else:
-                e.store(e.load_masked(here, dtype, lanes_below(e, column.index, "%width")), there)
+        line = f.element(block, scalar, start)
+        into = _row_address(e, dtype, row0, row.index, "0")
+        with f.loop(in_groups, step=group) as many:
+            for k in range(0, group, e.lanes):
+                at = f.emit(f"add nsw i64 {many.index}, {k}")
+                here = f.element(line, scalar, at)
+                f.prefetch(f.element(here, scalar, ahead))
+                e.store(e.load(here, dtype), f.element(into, scalar, at))
+        with f.loop("%pitch", many.index, e.lanes) as column:
+            here = f.element(line, scalar, column.index)
+            f.prefetch(f.element(here, scalar, ahead))
+            there = f.element(into, scalar, column.index)
+            whole = f.emit(f"icmp sle i64 {f.emit(f'add i64 {column.index}, {e.lanes}')}, %width")
+            with f.when(whole):
+                e.store(e.load(here, dtype), there)
+            with f.when(f.emit(f"xor i1 {whole}, true")):
+                if e.lanes == 1:
+                    e.store(e.constant(0.0, dtype), there)
+                else:
+                    mask = lanes_below(e, column.index, "%width")
+                    e.store(e.load_masked(here, dtype, mask), there)
 
 
 def _transpose_rows(e: VectorEmitter, dtype: DType, block: str, row0: str) -> None:
