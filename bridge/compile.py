@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, overload
@@ -122,9 +122,11 @@ def compile(
 
 def _modules(model: Module, checkpoint: Sequence[str]) -> tuple[str, ...]:
     """The paths of the modules that ``checkpoint`` names."""
-    if isinstance(checkpoint, str) or not all(isinstance(c, str) for c in checkpoint):
+    several = isinstance(checkpoint, Iterable) and not isinstance(checkpoint, str)
+    if not several or not all(isinstance(c, str) for c in checkpoint):
         raise TypeError(
-            f"compile(): checkpoint must be a list of module paths, got {checkpoint!r}"
+            "compile(): checkpoint must be a list of module paths or patterns, such as "
+            f"['layers.*']; got {checkpoint!r}"
         )
     paths = [path for path, _ in model.named_modules() if path]
     chosen: list[str] = []
@@ -132,10 +134,10 @@ def _modules(model: Module, checkpoint: Sequence[str]) -> tuple[str, ...]:
         found = [path for path in paths if fnmatchcase(path, pattern)]
         if not found:
             near = get_close_matches(pattern, paths, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"did you mean {near[0]!r}?" if near else "named_modules() lists the paths"
             raise ValueError(
                 f"compile(): checkpoint={pattern!r} fits no module of "
-                f"{type(model).__name__}{hint} See named_modules()"
+                f"{type(model).__name__}; {hint}"
             )
         chosen += found
     return tuple(dict.fromkeys(chosen))

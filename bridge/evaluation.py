@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from ..errors import ShapeError, TraceError
 from ..frontend import dispatch
 from ..frontend.nn.module import Module
 from ..frontend.tensor import Tensor
@@ -23,7 +24,7 @@ def evaluation_program(model: Module, loss: Loss) -> Callable[..., dict[str, Ten
     def evaluation(*args: Any) -> dict[str, Tensor]:
         target = args[-1]
         output = model(*args[:-1])
-        found = {LOSS: loss(output, target)}
+        found = {LOSS: _scalar(loss(output, target))}
         if _is_classification(output, target):
             right = output.argmax(1) == target
             ignored = getattr(loss, "ignore_index", None)
@@ -35,6 +36,17 @@ def evaluation_program(model: Module, loss: Loss) -> Callable[..., dict[str, Ten
         return found
 
     return evaluation
+
+
+def _scalar(loss: Any) -> Tensor:
+    if not dispatch.is_tensor(loss):
+        raise TraceError(f"the loss must return one tensor, it returned {type(loss).__name__}")
+    if tuple(loss.shape):
+        raise ShapeError(
+            f"the loss must be a scalar, its shape is {list(loss.shape)}; use reduction='mean' or "
+            "'sum'"
+        )
+    return cast(Tensor, loss)
 
 
 def _is_classification(output: Any, target: Any) -> bool:

@@ -149,21 +149,26 @@ class CompiledStep(StepHalves):
         """Goes back to a state from ``state_dict()``, as it is or as ``nw.load`` returned it: the
         steps that follow are, bit by bit, those that followed then.
 
-        Raises ValueError for anything else, and what the model and the optimizer raise if the state
-        is that of others.
+        Raises ValueError for anything else, and what the model, the loss and the optimizer raise if
+        the state is that of others.
         """
         needed = ("model", "optimizer", "rng", "accumulated", "gradients")
+        if not isinstance(state_dict, Mapping):
+            raise ValueError(
+                "load_state_dict(): expected what a step's state_dict() gives, got "
+                f"{type(state_dict).__name__}"
+            )
         missing = [key for key in needed if key not in state_dict]
         if missing:
             raise ValueError(
                 f"load_state_dict(): no {', '.join(map(repr, missing))}; expected what a step's "
                 f"state_dict() gives, with the keys {', '.join(map(repr, needed))}"
             )
-        gradients, calls = state_dict["gradients"], int(state_dict["accumulated"])
-        waiting = self._filled_buffers(gradients, calls) if calls else None
+        calls = int(state_dict["accumulated"])
+        gradients = self._checked_gradients(state_dict["gradients"]) if calls else {}
         self.model.load_state_dict(state_dict["model"])
-        if "loss" in self._roots and "loss" in state_dict:
-            self._roots["loss"].load_state_dict(state_dict["loss"])
+        if "loss" in self._roots:
+            self._roots["loss"].load_state_dict(state_dict.get("loss", {}))
         self.optimizer.load_state_dict(state_dict["optimizer"])
         set_rng_state(state_dict["rng"])
-        self._waiting = waiting
+        self._set_gradients(gradients, calls)

@@ -104,25 +104,32 @@ class StepHalves(StepSettings, StepPrograms):
         in between, such that each gradient starts at a multiple of 64 bytes."""
         return [] if self._waiting is None else list(self._waiting.flat)
 
-    def _filled_buffers(self, gradients: Mapping[str, Any], calls: int) -> GradientBuffers:
-        """Buffers with the ``grads`` of an earlier moment, when those of so many calls waited.
-        ValueError if they are not gradients of the parameters that are trained now."""
+    def _checked_gradients(self, gradients: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The ``grads`` of an earlier moment as arrays. ValueError if they are not gradients of the
+        parameters that are trained now."""
         trained = {path: p for path, (_, p) in self._trained().items()}
-        arrays = {path: as_array(value) for path, value in gradients.items()}
-        for path, array in arrays.items():
+        arrays = {}
+        for path, value in gradients.items():
+            array = as_array(value)
             expected = list(trained[path].shape) if path in trained else "no gradient"
             if array is None or expected != list(array.shape):
-                found = type(gradients[path]).__name__ if array is None else list(array.shape)
+                found = type(value).__name__ if array is None else list(array.shape)
                 raise ValueError(
                     f"load_state_dict(): the gradient of {path!r} is {found}, expected {expected}"
                 )
-        rest = [path for path in trained if path not in arrays]
+            arrays[path] = array
+        return arrays
+
+    def _set_gradients(self, arrays: Mapping[str, np.ndarray], calls: int) -> None:
+        """From here on these gradients, of so many calls, wait for an update, and no others."""
         self.zero_grad()
-        buffers = self._buffers_for(trained, [*arrays, *rest])
+        if not calls:
+            return
+        trained = {path: p for path, (_, p) in self._trained().items()}
+        buffers = self._buffers_for(trained, [*arrays, *(p for p in trained if p not in arrays)])
         for path, array in arrays.items():
             buffers.arrays[path][...] = array
-        buffers.count, buffers.reached = calls, tuple(arrays)
-        return buffers
+        self._await(buffers, tuple([p for p in buffers.order if p in arrays]), calls)
 
     # -- runs, each as a whole -----------------------------------------------------------------
 
@@ -186,9 +193,11 @@ class StepHalves(StepSettings, StepPrograms):
         )
         self.zero_grad()
 
-    def _await(self, buffers: GradientBuffers, reached: tuple[str, ...]) -> None:
-        """Notes that the buffers hold the gradients of one more backward pass."""
-        buffers.count += 1
+    def _await(
+        self, buffers: GradientBuffers, reached: tuple[str, ...], calls: int = 1
+    ) -> None:
+        """Notes that the buffers hold the gradients of so many more backward passes."""
+        buffers.count += calls
         buffers.reached = reached
         self._waiting = buffers
 

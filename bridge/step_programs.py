@@ -47,11 +47,10 @@ class StepPrograms(Inspection):
 
     def _parameter_groups(self) -> Groups:
         """Every parameter of the optimizer: its path, its group, and its tensor."""
-        paths = {
-            id(p): (f"{prefix}.{name}" if prefix else name)
-            for prefix, root in self._roots.items()
-            for name, p in root.named_parameters()
-        }
+        paths: dict[int, str] = {}
+        for prefix, root in self._roots.items():
+            for path, parameter in root.named_parameters(prefix):
+                paths.setdefault(id(parameter), path)  # as a trace names what both have
         groups: dict[str, tuple[int, Tensor]] = {}
         for index, group in enumerate(self.optimizer.param_groups):
             for parameter in group["params"]:
@@ -127,6 +126,12 @@ class StepPrograms(Inspection):
     ) -> UpdatingVariant:
         """The program that applies the gradients of the parameters ``paths`` in the buffers."""
         groups = self._parameter_groups()
+        gone = [path for path in paths if path not in groups]
+        if gone:
+            raise RuntimeError(
+                f"update(): a gradient of {gone[0]!r} waits, which the optimizer no longer has; "
+                "call update() or zero_grad() before parameters are taken out of it"
+            )
         reached = {path: groups[path] for path in paths}
         parameters = tuple([(path, index, id(p)) for path, (index, p) in reached.items()])
         key = ("update", self.optimizer.structure(), clip, id(buffers), parameters)

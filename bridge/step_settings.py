@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..compiler import Clip
 from ..passes.clip_gradients import MAX_NORM, MAX_VALUE
 
@@ -31,11 +33,12 @@ class StepSettings:
 
     @accumulate.setter
     def accumulate(self, calls: int) -> None:
-        if isinstance(calls, bool) or not isinstance(calls, int) or calls < 1:
+        whole = isinstance(calls, (int, np.integer)) and not isinstance(calls, bool)
+        if not whole or calls < 1:
             raise ValueError(
                 f"accumulate={calls!r}: expected the number of calls per update, at least 1"
             )
-        self._accumulate = calls
+        self._accumulate = int(calls)
 
     @property
     def clip_grad_norm(self) -> float | None:
@@ -74,7 +77,11 @@ class StepSettings:
 def _limit(name: str, limit: float | None) -> float | None:
     if limit is None:
         return None
-    number = float(limit)
+    message = f"{name}={limit!r}: expected a number that is not negative, or None"
+    try:
+        number = float(limit)
+    except (TypeError, ValueError) as error:
+        raise ValueError(message) from error
     if not number >= 0:
-        raise ValueError(f"{name}={limit!r}: expected a number that is not negative, or None")
+        raise ValueError(message)
     return number

@@ -15,14 +15,10 @@ import numpy as np
 
 from ..ir.graph import Graph, Node
 from ..ir.ops.spatial import image
-from ..ir.types import DType, Extent, bool_, numel
+from ..ir.types import DType, Extent, bool_, float64, numel
 from .emitter import Lane, VectorEmitter, memory_type
 from .kernel import Kernel, TaskCount
-from .loops import (
-    Lanes,
-    Position,
-    greater,
-)
+from .loops import Lanes, Position, greater, widen
 from .pool_windows import Adaptive, Axis, Window
 from .sizes import (
     Size,
@@ -192,8 +188,13 @@ class _Pool:
         bases: tuple[str, ...],
         carried: Lanes,
         body: Callable[[list[str], Lanes], Lanes],
+        join: tuple[Lanes, Callable[[Lanes, Lanes], Lanes]] | None = None,
     ) -> Lanes:
-        """Folds ``body(addresses of the tap's pixel in bases, carried)`` over a window's taps."""
+        """Folds ``body(addresses of the tap's pixel in bases, carried)`` over a window's taps.
+
+        With ``join = (total, function)``, each row of a window that is not inside starts from
+        ``carried`` again, and ``function(total, row)`` is folded over the rows.
+        """
         fn, rows, columns = self.fn, self.rows, self.columns
         h0, w0 = rows.start(fn, oh), columns.start(fn, ow)
         if inside:
@@ -227,9 +228,11 @@ class _Pool:
                 w = plus(fn, w0, times(fn, kw, columns.dilation))
                 return body([self.x_pixel(base, n, h, w) for base in bases], state)
 
+            if join is not None:
+                return join[1](state, over(columns, ow, carried, tap))
             return over(columns, ow, state, tap)
 
-        return over(rows, oh, carried, row)
+        return over(rows, oh, carried if join is None else join[0], row)
 
     # -- maximum
 
@@ -359,9 +362,15 @@ class _Pool:
                         values = [p.load(places[0], self.dtype) for p in at]
                         return tuple(e.add(c, v) for c, v in zip(carried, values, strict=True))
 
-                    found = self.each_tap(n, oh, ow, inside, ("%in0",), (zero,) * len(at), tap)
+                    def row(total: Lanes, sums: Lanes) -> Lanes:
+                        pairs = zip(total, sums, strict=True)
+                        return tuple(e.add(t, widen(e, v)) for t, v in pairs)
+
+                    # A window may be a whole image: its rows are added up in float64.
+                    start, total = (zero,) * len(at), (e.constant(0, float64),) * len(at)
+                    found = self.each_tap(n, oh, ow, inside, ("%in0",), start, tap, (total, row))
                     for place, v in zip(at, found, strict=True):
-                        place.store(e.mul(v, share), y)
+                        place.store(e.mul(e.cast(v, self.dtype), share), y)
 
                 if blocks > 1:
                     in_column_block(e, self.channels, group, part, block)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import model_file
-from .failure import Failure, Misuse
+from .failure import Failure, Misuse, user_code
 from .training import checkpoint, data, history, settings
 from .training.interruption import watched
 from .training.team import Alone, join
@@ -105,7 +105,8 @@ def prepare(options: argparse.Namespace, folder: Path, team: Alone) -> Training:
     model, file = model_file.load_model(options.model, wanted.seed)
     found = data.load(wanted.data, wanted.augment)
     if wanted.loss is None:
-        kind = "CrossEntropyLoss" if data.is_classification(found) else "MSELoss"
+        with user_code("reading the data", found.file or file):
+            kind = "CrossEntropyLoss" if data.is_classification(found) else "MSELoss"
         wanted = replace(wanted, loss=kind)
     training = Training(model, found, wanted, folder, file, team, saved)
     try:

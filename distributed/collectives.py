@@ -11,6 +11,9 @@ import numpy as np
 from ..frontend.tensor import Tensor
 from .process_group import Group, current
 
+_MESSAGE_BYTES = 2**30
+"""The largest message: before MPI 4, counts are C's int."""
+
 
 def barrier() -> None:
     """Waits until every process is here."""
@@ -56,7 +59,9 @@ def broadcast_tensors(group: Group, tensors: Iterable[Tensor], doing: str) -> No
     if not chosen:
         return
     everything = np.concatenate([_bytes(t) for t in chosen])
-    group.wait([group.comm.Ibcast([everything, group.mpi.BYTE])], doing)
+    for start in range(0, everything.size, _MESSAGE_BYTES):
+        part = everything[start : start + _MESSAGE_BYTES]
+        group.wait([group.comm.Ibcast([part, group.mpi.BYTE])], doing)
     if group.rank == 0:
         return
     start = 0

@@ -81,7 +81,9 @@ class DataParallel:
 
     def update(self) -> None:
         """Averages the gradients that wait and applies them: after the last batches of an epoch
-        that are fewer than ``accumulate``."""
+        that are fewer than ``accumulate``. Does nothing if none wait."""
+        if not self.step.accumulated:
+            return
         with uninterrupted():
             self._averaging(self.step.flat_grads)
             self.step.update()

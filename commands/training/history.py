@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ..failure import Failure
 
 HISTORY = "history.json"
 CURVES = "curves.png"
@@ -47,17 +51,29 @@ class Epoch:
 
 
 def write_json(folder: Path, epochs: list[Epoch]) -> None:
-    """Replaces ``history.json``."""
+    """Replaces ``history.json``. Failure if it cannot be written."""
     text = json.dumps([asdict(epoch) for epoch in epochs], indent=1)
-    temporary = folder / f"{HISTORY}.{os.getpid()}.tmp"
-    temporary.write_text(text + "\n")
-    os.replace(temporary, folder / HISTORY)
+    with _replaced(folder / HISTORY) as temporary:
+        temporary.write_text(text + "\n")
+
+
+@contextlib.contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """A file to write to, which then takes the place of ``path``."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise Failure(f"{path} cannot be written: {error}") from error
 
 
 def draw(folder: Path, title: str, epochs: list[Epoch], losses: np.ndarray) -> str | None:
     """Writes ``curves.png``: loss, accuracy and throughput over the epochs.
 
-    losses: of every step. Returns why there is no picture, or None.
+    losses: of every step. Returns why there is no picture, or None. Failure if it cannot be
+    written.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -82,9 +98,8 @@ def draw(folder: Path, title: str, epochs: list[Epoch], losses: np.ndarray) -> s
     for axes in (loss, accuracy, rate):
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
-    temporary = folder / f"{CURVES}.{os.getpid()}.tmp"
-    figure.savefig(temporary, format="png", dpi=110)
-    os.replace(temporary, folder / CURVES)
+    with _replaced(folder / CURVES) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
     return None
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
-import sys
 from collections.abc import Iterator
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_STDERR = 2
 
 
 class Interruption:
@@ -20,10 +21,10 @@ class Interruption:
         if self.signal:
             raise KeyboardInterrupt
         self.signal = number
-        print(
-            "\ninterrupted: the checkpoint is written after this step; again: ends at once",
-            file=sys.stderr,
-            flush=True,
+        # Not print(): the signal may have come while stderr's buffer was written to.
+        os.write(
+            _STDERR,
+            b"\ninterrupted: the checkpoint is written after this step; again: ends at once\n",
         )
 
 

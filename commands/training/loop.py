@@ -247,6 +247,8 @@ class Training:
         return [order[i * size : (i + 1) * size] for i in range(self.steps_per_epoch)]
 
     def _steps_per_epoch(self) -> int:
+        from ...frontend.nn import BatchNorm1d
+
         samples, size = len(self.sampler), self.settings.batch_size
         full, rest = divmod(samples, size)
         if self.settings.drop_last:
@@ -255,10 +257,11 @@ class Training:
                     f"--drop-last leaves nothing: {samples} samples and --batch-size {size}"
                 )
             return full
-        if rest == 1 and any("BatchNorm" in type(m).__name__ for m in self.model.modules()):
+        # Those of images have more than one value per channel in a batch of one, too.
+        if (rest or size) == 1 and any(isinstance(m, BatchNorm1d) for m in self.model.modules()):
             raise Misuse(
                 f"the last batch would have one sample ({samples} samples, --batch-size {size}), "
-                "which BatchNorm cannot train on: use --drop-last or another --batch-size"
+                "which BatchNorm1d cannot train on: use --drop-last or another --batch-size"
             )
         return full + (rest > 0)
 

@@ -107,6 +107,9 @@ def test_a_loss_with_parameters_is_part_of_the_checkpoint() -> None:
     steps[0](x, y)
     steps[1].load_state_dict(steps[0].state_dict())
     assert steps[0](x, y).item() == steps[1](x, y).item()
+    without = {k: v for k, v in steps[0].state_dict().items() if k != "loss"}
+    with pytest.raises(RuntimeError, match="scale"):
+        steps[1].load_state_dict(without)
 
 
 def test_what_is_no_checkpoint_of_this_step_is_refused_and_changes_nothing() -> None:
@@ -121,8 +124,36 @@ def test_what_is_no_checkpoint_of_this_step_is_refused_and_changes_nothing() -> 
     wrong = {**state, "gradients": {"other": np.zeros(2, np.float32)}}
     with pytest.raises(ValueError, match=r"gradient of 'other'.*expected no gradient"):
         step.load_state_dict(wrong)
+    with pytest.raises(ValueError, match=r"expected what a step's state_dict\(\) gives, got list"):
+        step.load_state_dict([])
+    other = make("accumulated", seed=1)
+    train(other, range(1))
+    with pytest.raises(RuntimeError):
+        step.load_state_dict({**other.state_dict(), "model": {}})
     assert bits(step) == before
     assert step.accumulated == 2
+
+
+def test_gradients_that_wait_are_those_of_the_checkpoint_alone() -> None:
+    step = make("accumulated")
+    start = step.state_dict()
+    train(step, range(2))
+    step.load_state_dict(start)
+    assert step.accumulated == 0
+    step(*batch(0))
+    assert step.accumulated == 1
+
+
+def test_gradients_may_be_saved_in_another_order_than_that_of_the_buffers() -> None:
+    step, other = make("accumulated"), make("accumulated")
+    train(step, range(1))
+    state = step.state_dict()
+    state["gradients"] = dict(reversed(state["gradients"].items()))
+    train(other, range(1))
+    other.load_state_dict(state)
+    found = train(other, range(1, 3))
+    nw.set_rng_state(state["rng"])
+    assert found == train(step, range(1, 3))
 
 
 # -- Ctrl-C ---------------------------------------------------------------------------------------

@@ -145,6 +145,17 @@ def test_changing_the_trained_parameters_while_gradients_wait_is_an_error() -> N
     assert (state(model)["3.weight"] != frozen["3.weight"]).any()
 
 
+def test_a_parameter_that_leaves_the_optimizer_while_its_gradient_waits_is_named() -> None:
+    _, step = compiled()
+    step.gradients(*batch(8, 0))
+    step.optimizer.param_groups[0]["params"].pop(0)
+    with pytest.raises(RuntimeError, match=r"gradient of '0.weight' waits.*zero_grad"):
+        step.update()
+    step.zero_grad()
+    step.gradients(*batch(8, 0))
+    assert "0.weight" not in step.grads
+
+
 def test_a_label_out_of_range_changes_neither_gradients_nor_their_number() -> None:
     model, step = compiled()
     step.gradients(*batch(8, 0))
@@ -333,7 +344,9 @@ def test_double_precision_limits() -> None:
         ({"accumulate": 0}, "accumulate=0: expected the number of calls per update, at least 1"),
         ({"accumulate": 2.0}, "accumulate=2.0"),
         ({"clip_grad_norm": -1.0}, "clip_grad_norm=-1.0: expected a number that is not negative"),
+        ({"clip_grad_norm": "large"}, "clip_grad_norm='large': expected a number"),
         ({"clip_grad_value": float("nan")}, "clip_grad_value=nan"),
+        ({"clip_grad_value": [1.0]}, r"clip_grad_value=\[1.0\]: expected a number"),
     ],
 )
 def test_numbers_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:

@@ -195,6 +195,37 @@ def test_a_penalty_on_the_models_own_parameters() -> None:
         np.testing.assert_allclose(value, found[1][name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("halves", [False, True])
+def test_a_parameter_that_model_and_loss_share(halves: bool) -> None:
+    class Penalty(nn.Module):
+        def __init__(self, weight: nn.Parameter) -> None:
+            super().__init__()
+            self.weight = weight
+
+        def forward(self, output: nw.Tensor, target: nw.Tensor) -> nw.Tensor:
+            return F.cross_entropy(output, target) + 0.1 * (self.weight**2).sum()
+
+    nw.manual_seed(0)
+    model = nn.Linear(6, 4)
+    loss, optimizer = Penalty(model.weight), optim.SGD(model.parameters(), lr=0.1)
+    twin = nn.Linear(6, 4)
+    twin.load_state_dict(model.state_dict())
+    twin_loss, other = Penalty(twin.weight), optim.SGD(twin.parameters(), lr=0.1)
+    step = nw.compile(model, loss=loss, optimizer=optimizer)
+    for i in range(3):
+        x, y = array(8, 6, seed=i), labels(8, i)
+        if halves:
+            step.gradients(x, y)
+            assert set(step.grads) == {"weight", "bias"}
+            step.update()
+        else:
+            step(x, y)
+        other.zero_grad()
+        twin_loss(twin(nw.from_numpy(x)), nw.from_numpy(y)).backward()
+        other.step()
+    np.testing.assert_allclose(model.weight.detach().numpy(), twin.weight.detach().numpy(), 1e-5)
+
+
 def test_what_is_no_scalar_loss_is_refused() -> None:
     model = nn.Linear(6, 4)
     optimizer = optim.SGD(model.parameters(), lr=0.1)
@@ -206,6 +237,8 @@ def test_what_is_no_scalar_loss_is_refused() -> None:
     ):
         with pytest.raises(error, match=message):
             nw.compile(model, loss=loss, optimizer=optimizer)(x, y)
+        with pytest.raises(error, match=message.replace("returned no tensor", "it returned float")):
+            nw.compile(model, loss=loss, optimizer=optimizer).evaluate([(x, y)])
 
 
 def test_a_list_of_losses_is_refused_with_the_way_to_write_it() -> None:

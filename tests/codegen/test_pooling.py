@@ -8,6 +8,7 @@ import pytest
 
 from netwright.codegen.pooling import POOLS, emit_pool
 from netwright.codegen.target import AVX2, AVX512, NEON, Target, host
+from netwright.ir.interpreter import run_node
 from netwright.ir.ops.record import all_ops, infer_types
 from netwright.ir.types import Dim, TensorType, float32
 
@@ -161,3 +162,14 @@ def test_loops_over_channels_are_vectors_without_calls(
     assert target in (AVX512, AVX2, NEON)
     assert asm.count(vectors) > 0
     assert asm.count(r"(callq?|bl)\s+(?!memset)") == 0
+
+
+@pytest.mark.parametrize("size", [32, 112])
+def test_a_global_average_is_as_accurate_as_eager(single: Callable, size: int) -> None:
+    x = (np.random.default_rng(0).standard_normal((1, size, size, 24)) + 1).astype(np.float32)
+    op = "adaptive_avg_pool2d"
+    pool = single(emit_pool, op, [x], output_size=(1, 1), layout="NHWC")
+    (exact,) = pool.expected(x)
+    (eager,) = run_node(pool.node, [x], 1)
+    error = np.abs(pool.outputs(x)[0] - exact).max()
+    assert error <= 2 * np.abs(eager - exact).max()

@@ -88,6 +88,26 @@ def three():
 
 def numbers():
     return [1.0, 2.0], None
+
+
+class Unreadable(Points):
+    def __getitem__(self, index):
+        raise KeyError("lost")
+
+
+def unreadable():
+    return Unreadable(50, False, False)
+
+
+class Image(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(12, 3)
+        )
+
+    def forward(self, x):
+        return self.layers(x.reshape(-1, 1, 2, 3))
 """
 
 
@@ -252,12 +272,12 @@ def test_a_run_that_was_interrupted_and_resumed_is_bitwise_the_uninterrupted_one
     assert whole == halves
 
 
-def test_the_second_signal_ends_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_second_signal_ends_at_once(capfd: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGINT)
     with watched() as interruption:
         os.kill(os.getpid(), signal.SIGINT)
         assert interruption.signal == signal.SIGINT
-        assert "the checkpoint is written after this step" in capsys.readouterr().err
+        assert "the checkpoint is written after this step" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
@@ -324,6 +344,28 @@ def test_misuse_is_one_line_that_names_the_fix(
     np.savez("text.npz", x_train=np.array(["a", "b"]), y_train=np.zeros(2))
     assert said in _error(["net.py:Net", *arguments], 2, capsys)
     assert not (folder / "runs").exists()
+
+
+def test_a_data_set_that_raises_is_one_line_with_its_place(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = _error(["net.py:Net", "--data", "net.py:unreadable"], 1, capsys)
+    assert "reading the data: KeyError: 'lost' (at net.py:" in error
+
+
+def test_a_history_that_cannot_be_written_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "runs" / "Other" / "history.json").mkdir(parents=True)
+    options = ["net.py:Other", "--data", "net.py:data", "--batch-size", "25", "--epochs", "1"]
+    assert "history.json cannot be written" in _error(options, 1, capsys)
+    left = sorted(path.name for path in Path("runs/Other").iterdir())
+    assert left == ["checkpoint.npz", "history.json"]
+
+
+def test_a_last_batch_of_one_image_is_enough_for_batch_norm(folder: Path) -> None:
+    assert main(["train", "net.py:Image", "--data", "net.py:data", "--batch-size", "7",
+                 "--epochs", "1"]) == 0  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ class Block(nn.Module):
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*[Block(8) for _ in range(6)])
+        self.layers = nn.Sequential(*[Block(8) for _ in range(4)])
         self.head = nn.Linear(8, 3)
 
     def forward(self, x: nw.Tensor) -> nw.Tensor:
@@ -162,9 +162,11 @@ def test_under_autograd_less_is_saved_for_the_same_gradients() -> None:
 def test_a_pattern_that_fits_no_module_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"'layer\.0' fits no module of Net; did you mean 'layers"):
         nw.compile(Net(), checkpoint=["layer.0"])
+    with pytest.raises(ValueError, match=r"fits no module of Net; named_modules\(\) lists"):
+        nw.compile(Net(), checkpoint=["?"])
 
 
-@pytest.mark.parametrize("wrong", ["layers.0", [3]])
+@pytest.mark.parametrize("wrong", ["layers.0", [3], 3])
 def test_something_else_than_a_list_of_paths_is_a_type_error(wrong: Any) -> None:
     with pytest.raises(TypeError, match="list of module paths"):
         nw.compile(Net(), checkpoint=wrong)
