@@ -7,11 +7,12 @@ import pytest
 
 import netwright.ir.ops  # noqa: F401  (registers the records)
 from netwright.codegen import program, select
+from netwright.codegen.kernel import Kernel
 from netwright.codegen.target import AVX2, AVX512, Target
 from netwright.ir.graph import Graph, Node
 from netwright.ir.ops.record import all_ops
 from netwright.ir.parser import parse
-from netwright.ir.structure import node_key
+from netwright.ir.structure import Widths, isolated, node_key
 from netwright.ir.types import Dim, TensorType, dtype_of, float32
 from netwright.passes.plan_memory import plan_memory
 
@@ -86,7 +87,11 @@ def test_equal_nodes_are_generated_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_programs_do_not_depend_on_what_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     remembered = emitted(AVX512)
-    monkeypatch.setattr(program, "select_kernel", select.generate)
+
+    def anew(node: Node, graph: Graph, target: Target, widths: Widths = ()) -> Kernel | None:
+        return select.generate(*isolated(node, graph, widths), target)
+
+    monkeypatch.setattr(program, "select_kernel", anew)
     assert emitted(AVX512).text == remembered.text
 
 
