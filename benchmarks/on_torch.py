@@ -35,6 +35,7 @@ def load(path: Path) -> ModuleType:
     spec = util.spec_from_file_location(f"{path.stem}_on_torch", path)
     assert spec is not None and spec.loader is not None
     module = util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # torch.compile looks modules up by their names
     with _replaced(names):
         spec.loader.exec_module(module)
     return module
@@ -62,11 +63,8 @@ def models() -> ModuleType:
         },
         "zoo.frontend.vision": vision,
     }
-    with _replaced(names):
-        found = importlib.import_module("zoo.frontend.vision.models")
-        for name in [n for n in sys.modules if n.startswith("zoo.frontend.vision.")]:
-            del sys.modules[name]  # the modules refer to each other; nobody else needs the names
-    return found
+    sys.modules.update(names)  # for good: torch.compile looks modules up by their names
+    return importlib.import_module("zoo.frontend.vision.models")
 
 
 @contextmanager

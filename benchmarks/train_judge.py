@@ -21,7 +21,12 @@ of them do differs between two right programs. Over the parameters of a network 
 but for a factor of about this size."""
 SMALL = 1e-3
 """A gradient that is 0 but for rounding, as that of a bias in front of BatchNorm, is measured by
-this share of the network's root mean square gradient in place of its own size."""
+this share of the network's root mean square gradient in place of its own size. So are running
+statistics: behind a BatchNorm, a convolution's results have the mean 0."""
+
+
+TINY = 1e-12
+"""In place of a size that is 0."""
 
 
 class Judge:
@@ -53,10 +58,7 @@ class Judge:
             "error": self._gradient_error(got),
             "loss_error": _relative(got[0], self._exact[0]),
             "update_error": self._update_error(got),
-            "buffer_error": max(
-                [_relative(a, b) for a, b in zip(got[count:], self._exact[count:], strict=True)],
-                default=0.0,
-            ),
+            "buffer_error": self._buffer_error(got[count:], self._exact[count:]),
         }
         limits = dict.fromkeys(errors, ROUNDING)
         limits["error"] = max(ROUNDING, TIMES_YARDSTICK * self.yardstick)
@@ -81,6 +83,17 @@ class Judge:
         ]
         return float(np.sqrt(np.mean(np.square(shares))))
 
+    def _buffer_error(self, got: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> float:
+        """The largest over the buffers of the norm of the error relative to the norm."""
+        size = sum(b.size for b in exact)
+        mean = np.sqrt(sum(float((b**2).sum()) for b in exact) / max(size, 1))
+        errors = [
+            float(np.linalg.norm(a - b) / max(np.linalg.norm(b), SMALL * mean * np.sqrt(b.size), TINY))
+            for a, b in zip(got, exact, strict=True)
+            if b.size
+        ]
+        return max((e if np.isfinite(e) else np.inf for e in errors), default=0.0)
+
     def _update_error(self, got: Sequence[np.ndarray]) -> float:
         """The largest over the parameters of the norm of the error of a weight's change, less
         what rounding the weight itself explains, relative to the norm of the change."""
@@ -102,7 +115,7 @@ class Judge:
 
 
 def _relative(got: np.ndarray, exact: np.ndarray) -> float:
-    found = float(np.linalg.norm(got - exact) / max(float(np.linalg.norm(exact)), 1e-12))
+    found = float(np.linalg.norm(got - exact) / max(float(np.linalg.norm(exact)), TINY))
     return found if np.isfinite(found) else float("inf")
 
 
