@@ -87,11 +87,10 @@ class Judge:
         """The largest over the buffers of the norm of the error relative to the norm."""
         size = sum(b.size for b in exact)
         mean = np.sqrt(sum(float((b**2).sum()) for b in exact) / max(size, 1))
-        errors = [
-            float(np.linalg.norm(a - b) / max(np.linalg.norm(b), SMALL * mean * np.sqrt(b.size), TINY))
-            for a, b in zip(got, exact, strict=True)
-            if b.size
-        ]
+        errors = []
+        for a, b in zip(got, exact, strict=True):
+            unit = max(np.linalg.norm(b), SMALL * mean * np.sqrt(b.size), TINY)
+            errors.append(float(np.linalg.norm(a - b) / unit))
         return max((e if np.isfinite(e) else np.inf for e in errors), default=0.0)
 
     def _update_error(self, got: Sequence[np.ndarray]) -> float:
