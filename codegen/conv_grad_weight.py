@@ -19,7 +19,8 @@ from .brgemm import MicroKernels, Reduction, Tile
 from .depthwise_grad_weight import depthwise_grad_weight
 from .emitter import scalar_type
 from .epilogue import ALL_ONES, TileEpilogue
-from .gemm import Gemm, gemm_kernel
+from .gemm import gemm_kernel
+from .gemm_blocking import Gemm
 from .grad_weight_units import Source, Units, plan_units
 from .image import PaddedCopy, WeightGradient, forward_axis
 from .kernel import MAX_TASKS, Kernel, TaskCount, assembled, kernel_params, symbol_for

@@ -17,7 +17,8 @@ from .brgemm import MicroKernels, Reduction, Tile, register_rows
 from .conv_grad_weight import emit_conv_grad_weight
 from .depthwise import depthwise_kernel
 from .epilogue import Contraction, contraction_of
-from .gemm import Gemm, gemm_kernel
+from .gemm import gemm_kernel
+from .gemm_blocking import Gemm
 from .image import (
     Convolution,
     PaddedCopy,

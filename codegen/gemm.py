@@ -8,75 +8,21 @@ units; whole runs of units of one panel are done in one go.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..ir.types import Dim, DType, Extent, numel
-from .brgemm import MicroKernels, Reduction, Tile, halving_rows, register_rows
+from ..ir.types import Dim, Extent, numel
+from .brgemm import MicroKernels, Reduction, Tile, halving_rows
 from .epilogue import ALL_ONES, TileEpilogue
+from .gemm_blocking import LINE, Blocking, Gemm
 from .kernel import MAX_CUTS, MAX_TASKS, Kernel, TaskCount, assembled, kernel_params, symbol_for
 from .packing import PanelSource, pack_function
 from .sizes import Size, extent, greatest, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
 
-# Reductions longer than this are summed block by block, for the caches and for accuracy.
-LONGEST_REDUCTION = 1024
-_BLOCK = 256
-# With fewer rows than this, B is used where it is instead of being packed first.
-_ROWS_WORTH_PACKING = 4
-_LINE = 64  # bytes of a cache line
 # Rows for which several panels are done at a time.
 _FEW_ROWS = 2
-
-
-@dataclass(frozen=True)
-class Gemm:
-    """``C[m][n] = sum over k of A[m][k] * B[k][n]`` for every element of a batch.
-
-    ``a_row`` and ``a_k`` are the steps of A in elements. ``b`` is ``packed`` (panels of ``panel``
-    columns), ``rows`` (K x N) or ``columns`` (N x K). ``batch`` are the leading extents of the
-    result; ``a_batch`` and ``b_batch`` those of A and B, of the same rank (1 where they broadcast).
-    ``c_row`` is the step from row to row of C, ``n`` if it is 0.
-    """
-
-    dtype: DType
-    m: Extent
-    n: int
-    k: Extent
-    a_row: int
-    a_k: int
-    b: str
-    panel: int
-    batch: tuple[Extent, ...] = ()
-    a_batch: tuple[Extent, ...] = ()
-    b_batch: tuple[Extent, ...] = ()
-    c_row: int = 0
-
-    @property
-    def c_pitch(self) -> int:
-        """Elements from row to row of C."""
-        return self.c_row or self.n
-
-    @property
-    def panels(self) -> int:
-        return -(-self.n // self.panel)
-
-    @property
-    def blocked(self) -> bool:
-        """Whether the reduction is cut into blocks."""
-        return isinstance(self.k, Dim) or self.k > LONGEST_REDUCTION
-
-    @property
-    def block(self) -> int:
-        """Longest block of the reduction."""
-        if isinstance(self.k, Dim):
-            return _BLOCK
-        if not self.blocked:
-            return self.k
-        blocks = -(-self.k // _BLOCK)
-        return -(-self.k // (blocks * 8)) * 8
 
 
 def gemm_kernel(
@@ -93,11 +39,6 @@ def gemm_kernel(
     the kernel has.
     """
     return _GemmWriter(prefix, spec, epilogue, pointers, inputs, target).kernel()
-
-
-def is_one_block(rows: int, depth: int, dtype: DType, target: Target) -> bool:
-    """Whether so many rows of A are one block: a product then packs each panel of B once."""
-    return rows * depth * dtype.itemsize <= target.l2 // 2
 
 
 def tile_heights(unit: int, rows: int, static: bool, remainder: int) -> list[int]:
@@ -131,90 +72,13 @@ class _GemmWriter:
         self.lanes = target.lanes(spec.dtype)
         self.scalar = "float" if spec.dtype.itemsize == 4 else "double"
         self.helpers: list[Function] = []
-        self.scratch = self.copy_at = 0
-        self._plan_rows()
-        self._plan_b()
-        self._plan_a()
+        self.blocking = Blocking(spec, target)
+        self.scratch = self.blocking.scratch
         self.wide_panels = 0
-        if self.b_mode == "packed" and not spec.blocked and isinstance(spec.m, Dim):
+        if self.blocking.b_mode == "packed" and not spec.blocked and isinstance(spec.m, Dim):
             sums = 16 if target.registers >= 32 else 8
             self.wide_panels = min(spec.n // spec.panel, sums // (spec.panel // self.lanes))
-        self.sums_at = -(-self.scratch // _LINE) * _LINE
-
-    def _plan_rows(self) -> None:
-        """The height of a unit: the tallest tile, or less so that static extents divide evenly."""
-        spec = self.spec
-        vectors = -(-min(spec.panel, spec.n) // self.lanes)
-        self.rows = register_rows(self.target)
-        if not self._copies_a() and spec.a_row * spec.dtype.itemsize % 4096 == 0:
-            # All rows fall into one set of the first level cache, which has 8 ways.
-            self.rows = {v: min(r, 6) for v, r in self.rows.items()}
-        tallest = self.rows[vectors]
-        if isinstance(spec.m, Dim):
-            self.unit, self.rest = tallest, 0
-        else:
-            tiles = max(1, -(-spec.m // tallest))
-            self.unit = max(1, -(-spec.m // tiles))
-            self.rest = spec.m % self.unit
-        depth = spec.block * spec.dtype.itemsize * self.unit
-        self.row_block = max(1, self.target.l2 // 2 // max(1, depth))
-        if isinstance(spec.m, int):
-            units = max(1, -(-spec.m // self.unit))
-            # Two threads compute whole rows of a gradient, and later update the same rows. If it is
-            # wide, they compute columns instead: each packs half of B, the larger operand.
-            tall = spec.m >= spec.n
-            blocks = 2 if spec.a_k != 1 and tall and units >= 8 else 1
-            self.row_block = min(self.row_block, -(-units // blocks))
-
-    def _copies_a(self) -> bool:
-        """Whether blocks of A are copied because what a tile reads falls into too few cache sets.
-
-        Rows (columns, if A is transposed) that are a multiple of a large power of two apart map to
-        the same sets: 8 ways of each are all that a cache can hold of them.
-        """
-        spec = self.spec
-        if not spec.blocked:
-            return False
-        if spec.a_k != 1:
-            return self._lines_held(spec.a_k) < spec.block
-        if isinstance(spec.m, int) and spec.m < 16:
-            return False
-        return self._lines_held(spec.a_row) < 64
-
-    def _lines_held(self, step: int) -> int:
-        """How many lines, ``step`` elements apart, the second level cache can hold."""
-        sets = max(1, self.target.l2 // (8 * _LINE))
-        distance = step * self.spec.dtype.itemsize
-        apart = math.gcd(sets, distance // _LINE) if distance % _LINE == 0 else 1
-        return 8 * sets // apart
-
-    def _plan_a(self) -> None:
-        """The steps of A, or of the copy of a block of it, an odd number of cache lines apart."""
-        spec = self.spec
-        self.a_row, self.a_k, self.a_pitch = spec.a_row, spec.a_k, 0
-        if not self._copies_a():
-            return
-        rows = self.row_block * self.unit
-        lines = rows if spec.a_k == 1 else spec.block
-        length = spec.block if spec.a_k == 1 else rows
-        per_line = _LINE // spec.dtype.itemsize
-        self.a_pitch = (-(-length // per_line) | 1) * per_line
-        self.a_row, self.a_k = (self.a_pitch, 1) if spec.a_k == 1 else (1, self.a_pitch)
-        self.copy_at = -(-self.scratch // _LINE) * _LINE
-        self.scratch = self.copy_at + lines * self.a_pitch * spec.dtype.itemsize
-
-    def _plan_b(self) -> None:
-        """Where the micro-kernel reads B: packed as it comes, packed here, or as it is."""
-        spec = self.spec
-        small = isinstance(spec.m, int) and spec.m < _ROWS_WORTH_PACKING
-        if spec.b == "packed":
-            self.b_mode, self.b_step = "packed", spec.panel
-        elif spec.b == "rows" and small:
-            self.b_mode, self.b_step = "direct", spec.n
-        else:
-            self.b_mode, self.b_step = "scratch", spec.panel
-        if self.b_mode == "scratch":
-            self.scratch = spec.block * spec.panel * spec.dtype.itemsize
+        self.sums_at = -(-self.scratch // LINE) * LINE
 
     # -- the kernel
 
@@ -224,7 +88,7 @@ class _GemmWriter:
         batch: Size = 1
         for d in spec.batch:
             batch = times(f, batch, extent(f, d))
-        units = quotient(f, plus(f, m, self.unit - 1), self.unit)
+        units = quotient(f, plus(f, m, self.blocking.unit - 1), self.blocking.unit)
         work = times(f, batch, times(f, units, spec.panels))
         tasks = self._tasks(work)
         cost = times(f, batch, times(f, units, self._row_cost()))
@@ -244,7 +108,7 @@ class _GemmWriter:
             self.scratch,
             numel((spec.m, spec.n, spec.k, *spec.batch)) * 2,
             # Ranges that share a block of A or a panel of B copy it each.
-            cuts=2 if self._copies_a() or spec.b != "packed" else MAX_CUTS,
+            cuts=2 if self.blocking.copies_a or spec.b != "packed" else MAX_CUTS,
         )
 
     def _vectors(self) -> tuple[int, int]:
@@ -268,10 +132,10 @@ class _GemmWriter:
         per_row = self._row_cost()
         per_item = greatest(f, times(f, units, per_row), 1)  # without rows there is no cost either
         item, left = quotient(f, cost, per_item), remainder(f, cost, per_item)
-        block = quotient(f, left, self.row_block * per_row)
-        top = times(f, block, self.row_block)
+        block = quotient(f, left, self.blocking.row_block * per_row)
+        top = times(f, block, self.blocking.row_block)
         inside = minus(f, left, times(f, top, per_row))
-        height = least(f, minus(f, units, top), self.row_block)
+        height = least(f, minus(f, units, top), self.blocking.row_block)
         of_wide = times(f, height, panels - 1)
         narrow = minus(f, inside, times(f, of_wide, wide))
         # Before the last panel ``narrow`` is negative, and the second term 0.
@@ -307,20 +171,20 @@ class _GemmWriter:
         """
         f, spec = self.f, self.spec
         per_product = times(f, line.units, spec.panels)
-        per_block = times(f, spec.panels, self.row_block)
+        per_block = times(f, spec.panels, self.blocking.row_block)
         chunk = f.fresh("chunk")
         with f.loop(line.stop, start=line.first, step=chunk) as place:
             item = quotient(f, place.index, per_product)
             left = remainder(f, place.index, per_product)
             block = quotient(f, left, per_block)
             at = minus(f, left, times(f, block, per_block))
-            first_unit = times(f, block, self.row_block)
-            height = least(f, minus(f, line.units, first_unit), self.row_block)
+            first_unit = times(f, block, self.blocking.row_block)
+            height = least(f, minus(f, line.units, first_unit), self.blocking.row_block)
             size = minus(f, times(f, height, spec.panels), at)
             size = least(f, size, minus(f, line.stop, place.index))
             f.emit(f"add nsw i64 {size}, 0", chunk)
-            top = times(f, first_unit, self.unit)
-            rows = least(f, minus(f, line.m, top), times(f, height, self.unit))
+            top = times(f, first_unit, self.blocking.unit)
+            rows = least(f, minus(f, line.m, top), times(f, height, self.blocking.unit))
             a = self._block_of_a(item, line, top, rows, k, count)
             b = f.element(self.b, self.scalar, self._offsets(item, line)[1])
             base = plus(f, times(f, item, line.m), top)
@@ -332,8 +196,8 @@ class _GemmWriter:
                 offset = remainder(f, unit.index, height)
                 size = minus(f, end_of_chunk, unit.index)
                 f.emit(f"add nsw i64 {least(f, minus(f, height, offset), size)}, 0", run)
-                row = times(f, offset, self.unit)
-                end = least(f, rows, times(f, plus(f, offset, run), self.unit))
+                row = times(f, offset, self.blocking.unit)
+                end = least(f, rows, times(f, plus(f, offset, run), self.blocking.unit))
                 after = plus(f, unit.index, run)
                 more = f.emit(f"icmp slt i64 {after}, {end_of_chunk}")
                 later = self._later(b, k, quotient(f, at, height), quotient(f, after, height), more)
@@ -365,7 +229,7 @@ class _GemmWriter:
         places = tuple(p * depth + j * self.lanes for p in range(panels) for j in range(vectors))
         tile = replace(self._tile(1, len(places), panels * spec.panel), b_vectors=places)
         with f.loop(limit, start=at, step=panels) as loop, f.loop(rows) as row:
-            here = f.element(a, self.scalar, times(f, row.index, self.a_row))
+            here = f.element(a, self.scalar, times(f, row.index, self.blocking.a_row))
             weights = f.element(b, self.scalar, times(f, loop.index, depth))
             column = times(f, loop.index, spec.panel)
             into = plus(f, base, row.index)
@@ -408,16 +272,16 @@ class _GemmWriter:
         at = plus(f, times(f, top, spec.a_row), times(f, k, spec.a_k))
         at = plus(f, self._offsets(item, line)[0], at)
         source = f.element(self.a, self.scalar, at)
-        if not self.a_pitch:
+        if not self.blocking.a_pitch:
             return source
-        copy = f.element("%scratch", "i8", self.copy_at)
+        copy = f.element("%scratch", "i8", self.blocking.copy_at)
         # Whatever is a row in memory (a row or a column of A) is copied as one.
         lines, length, step = rows, count, spec.a_row
         if spec.a_k != 1:
             lines, length, step = count, rows, spec.a_k
         size = times(f, length, spec.dtype.itemsize)
         with f.loop(lines) as loop:
-            into = f.element(copy, self.scalar, times(f, loop.index, self.a_pitch))
+            into = f.element(copy, self.scalar, times(f, loop.index, self.blocking.a_pitch))
             here = f.element(source, self.scalar, times(f, loop.index, step))
             f.call(
                 "void", "llvm.memcpy.p0.p0.i64",
@@ -460,7 +324,8 @@ class _GemmWriter:
         is packed once; of other products B stays in a cache for many blocks of rows.
         """
         f, spec = self.f, self.spec
-        if self.b_mode != "scratch" or spec.b != "rows" or spec.a_k == 1 or not spec.blocked:
+        packs = self.blocking.b_mode == "scratch" and spec.b == "rows"
+        if not packs or spec.a_k == 1 or not spec.blocked:
             return ""
         row = f.emit(f"select i1 {more}, i64 {k}, i64 {plus(f, k, spec.block)}")
         panel = f.emit(f"select i1 {more}, i64 {following}, i64 {first}")
@@ -474,17 +339,17 @@ class _GemmWriter:
         stop = least(f, count, plus(f, start, share))
         with f.loop(stop, start=start) as row:
             here = f.element(later, self.scalar, times(f, row.index, spec.n))
-            for at in range(0, min(spec.panel, spec.n) * spec.dtype.itemsize, _LINE):
+            for at in range(0, min(spec.panel, spec.n) * spec.dtype.itemsize, LINE):
                 f.prefetch(f.element(here, "i8", at), level=2)
 
     def _panel_of_b(self, run: _Run, k: Size, count: Size) -> str:
-        """The address of rows [k, k + count) of the panel, in ``self.b_mode``."""
+        """The address of rows [k, k + count) of the panel, in ``self.blocking.b_mode``."""
         f, spec = self.f, self.spec
-        if self.b_mode == "packed":
+        if self.blocking.b_mode == "packed":
             depth = spec.k if isinstance(spec.k, int) else 0
             line = plus(f, times(f, run.panel, depth), k)
             return f.element(run.b, self.scalar, times(f, line, spec.panel))
-        if self.b_mode == "direct":
+        if self.blocking.b_mode == "direct":
             at = plus(f, times(f, k, spec.n), times(f, run.panel, spec.panel))
             return f.element(run.b, self.scalar, at)
         by_rows = spec.b == "rows"
@@ -517,7 +382,7 @@ class _GemmWriter:
                 if run.later:
                     number = quotient(f, minus(f, loop.index, run.row), heights[0])
                     self._ask(run.later, number, share, count)
-                a = f.element(run.a, self.scalar, times(f, loop.index, self.a_row))
+                a = f.element(run.a, self.scalar, times(f, loop.index, self.blocking.a_row))
                 args = [("ptr", a), ("ptr", b)]
                 at = plus(f, run.base, loop.index)
                 args += epilogue.arguments(f, at, column, spec.c_pitch, keep)
@@ -539,8 +404,8 @@ class _GemmWriter:
         return args
 
     def _heights(self, vectors: int) -> list[int]:
-        static = isinstance(self.spec.m, int)
-        return tile_heights(self.unit, self.rows[vectors], static, self.rest)
+        cut, static = self.blocking, isinstance(self.spec.m, int)
+        return tile_heights(cut.unit, cut.rows[vectors], static, cut.rest)
 
     def _tile(self, height: int, vectors: int, width: int) -> Tile:
         spec = self.spec
@@ -548,12 +413,12 @@ class _GemmWriter:
         return Tile(
             spec.dtype,
             self.lanes,
-            tuple(i * self.a_row for i in range(height)),
+            tuple(i * self.blocking.a_row for i in range(height)),
             tuple(i * spec.c_pitch for i in range(height)),
             vectors,
             width - (vectors - 1) * self.lanes,
-            (Reduction(trips, self.a_k, self.b_step),),
-            self.b_mode != "direct",
+            (Reduction(trips, self.blocking.a_k, self.blocking.b_step),),
+            self.blocking.b_mode != "direct",
             spec.c_pitch,
         )
 

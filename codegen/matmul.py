@@ -7,7 +7,8 @@ from dataclasses import replace
 from ..ir.graph import Graph, Node
 from ..ir.types import Dim, TensorType, numel
 from .epilogue import Contraction, contraction_of
-from .gemm import Gemm, gemm_kernel
+from .gemm import gemm_kernel
+from .gemm_blocking import Gemm
 from .kernel import Kernel, traffic
 from .packing import choose_panel
 from .target import Target
