@@ -121,9 +121,9 @@ def test_columns_that_spread_over_the_cache_are_read_in_place() -> None:
 
 
 def test_tiles_ask_for_their_part_of_the_result_before_long_reductions() -> None:
-    long = emit_matmul(*build("linear_grad_weight", f32(N, 392), f32(N, 784)), host())
+    long = emit_matmul(*build("linear_grad_weight", f32(N, 392), f32(N, 784)), AVX512)
     short = emit_matmul(*build("linear_packed", f32(N, 9), f32(9 * 128), out_features=128,
-                               panel=64), host())  # fmt: skip
+                               panel=64), AVX512)  # fmt: skip
     assert long is not None
     assert short is not None
     ask = r"call void @llvm\.prefetch\.p0\(ptr %\w+, i32 1,"
