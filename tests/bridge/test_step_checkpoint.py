@@ -26,6 +26,15 @@ CASES: dict[str, tuple[Make, dict[str, Any]]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def keyboard_interrupts() -> Iterator[None]:
+    """SIGINT as Python handles it, also where the tests run in a shell's background, which ignores
+    it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def make(case: str, seed: int = 0) -> Any:
     nw.manual_seed(seed)
     model = nn.Sequential(
