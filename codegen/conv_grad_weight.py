@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..ir.graph import Graph, Node
@@ -23,7 +24,15 @@ from .gemm import gemm_kernel
 from .gemm_blocking import Gemm
 from .grad_weight_units import Source, Units, plan_units
 from .image import PaddedCopy, WeightGradient, forward_axis
-from .kernel import MAX_TASKS, Kernel, TaskCount, assembled, kernel_params, symbol_for
+from .kernel import (
+    MAX_TASKS,
+    Kernel,
+    LocalFunctions,
+    TaskCount,
+    assembled,
+    kernel_params,
+    symbol_for,
+)
 from .packing import PanelSource, choose_panel, pack_function
 from .sizes import Size, extent, greatest, least, minus, plus, quotient, remainder, times
 from .target import Target
@@ -152,7 +161,7 @@ class _Writer:
         self.g_pitch = self.panel if self.packed else spec.outputs
         self.tables: list[str] = []
         self.helpers: list[Function] = []
-        self.writers: dict[int, Function] = {}
+        self.writers = LocalFunctions(self.symbol)
         self.image_step = 0
         self.packed_at = 0
 
@@ -231,7 +240,7 @@ class _Writer:
                             self._tile(here, b, to, column, kind, shared, keep)
                         with f.when(complete):
                             self._write(into, column, which)
-        functions = [*self.helpers, *self.writers.values(), *self.micro.functions, f]
+        functions = [*self.helpers, *self.writers.functions, *self.micro.functions, f]
         spare = (self.lanes - 1) * self.panel  # rows that are read, but are of no unit
         return assembled(
             functions,
@@ -369,13 +378,11 @@ class _Writer:
 
     def _writer(self, active: int) -> str:
         """The function that writes ``active`` output channels of a unit."""
-        symbol = f"{self.symbol}_write{active}"
-        if active not in self.writers:
-            self.writers[active] = rows_to_weight(
-                symbol, self.spec.dtype, self.lanes, self.panel,
-                self.spec.group_inputs * self.taps, active,
-            )  # fmt: skip
-        return symbol
+        make = partial(
+            rows_to_weight, dtype=self.spec.dtype, lanes=self.lanes, pitch=self.panel,
+            step=self.spec.group_inputs * self.taps, active=active,
+        )  # fmt: skip
+        return self.writers.name(f"write{active}", make)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..ir.types import Dim, Extent, TensorType
@@ -57,6 +57,25 @@ STATUS_INDEX_OUT_OF_RANGE = 1
 
 # Ranges into which work can be cut; many divisors, so that few threads get equal shares.
 MAX_TASKS = 240
+
+
+class LocalFunctions:
+    """The functions of one kernel that are made when they are first used."""
+
+    def __init__(self, symbol: str) -> None:
+        self._symbol = symbol
+        self._made: dict[str, Function] = {}
+
+    @property
+    def functions(self) -> list[Function]:
+        return list(self._made.values())
+
+    def name(self, key: str, make: Callable[[str], Function]) -> str:
+        """The symbol of the function ``key``, which ``make(symbol)`` writes."""
+        symbol = f"{self._symbol}_{key}"
+        if key not in self._made:
+            self._made[key] = make(symbol)
+        return symbol
 
 
 def symbol_for(prefix: str, *key: object) -> str:

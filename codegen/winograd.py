@@ -10,7 +10,6 @@ reads zeros through pointers to a line of zeros.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +19,15 @@ from .brgemm import MicroKernels, Reduction, Tile, halving_rows, register_rows
 from .emitter import Lane, VectorEmitter, scalar_type
 from .epilogue import Contraction, TileEpilogue
 from .image import Convolution
-from .kernel import MAX_TASKS, Kernel, TaskCount, assembled, kernel_params, symbol_for
+from .kernel import (
+    MAX_TASKS,
+    Kernel,
+    LocalFunctions,
+    TaskCount,
+    assembled,
+    kernel_params,
+    symbol_for,
+)
 from .packing import conv_source, pack_function
 from .sizes import Size, extent, least, minus, plus, quotient, remainder, times
 from .target import Target
@@ -155,7 +162,7 @@ class _Writer:
         )
         self.f = Function(self.symbol, kernel_params(len(found.epilogue.outputs), inputs))
         self.micro = MicroKernels(f"{self.symbol}_tile")
-        self.helpers: dict[str, Function] = {}
+        self.helpers = LocalFunctions(self.symbol)
         self.lanes = target.lanes(spec.dtype)
         self.scalar = scalar_type(spec.dtype)
         self.down, self.across = (-(-n // self.tile) for n in spec.size)
@@ -185,7 +192,7 @@ class _Writer:
             size = least(f, minus(f, stop, loop.index), step)
             self._inputs(loop.index, size)
             self._panels(loop.index, size, panels)
-        functions = [*self.helpers.values(), *self.micro.functions, f]
+        functions = [*self.helpers.functions, *self.micro.functions, f]
         return assembled(functions, TaskCount(tasks), self.scratch, spec.flops, cuts=_CUTS)
 
     def _range(self, work: Size, tasks: int) -> tuple[str, str, tuple[str, str]]:
@@ -243,7 +250,7 @@ class _Writer:
         f, spec = self.f, self.spec
         groups = row_groups(INPUT[self.tile], self.size, self.target.registers)
         names = [
-            self._helper(f"inputs{k}", partial(self._transform_inputs, rows=rows))
+            self.helpers.name(f"inputs{k}", partial(self._transform_inputs, rows=rows))
             for k, rows in enumerate(groups)
         ]
         height, width = spec.rows.size, spec.columns.size
@@ -387,7 +394,7 @@ class _Writer:
         """The functions that finish ``height`` x ``length`` outputs of a tile."""
         groups = row_groups(OUTPUT[self.tile][:height], self.size, self.target.registers)
         return [
-            self._helper(
+            self.helpers.name(
                 f"outputs{k}_{height}x{length}_{width}",
                 partial(self._finish, height=height, length=length, width=width, rows=group),
             )
@@ -431,11 +438,3 @@ class _Writer:
             down, across = matrix[:height], matrix[:length]
             transform_2d(e, down, across, rows, load, store)
         return f
-
-    def _helper(self, key: str, make: Callable[[str], Function]) -> str:
-        """The symbol of a helper function, which is made when it is first used."""
-        symbol = f"{self.symbol}_{key}"
-        if key not in self.helpers:
-            self.helpers[key] = make(symbol)
-        return symbol
-

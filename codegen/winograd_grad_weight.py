@@ -14,7 +14,6 @@ border reads zeros through pointers to a line of zeros.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
@@ -24,7 +23,15 @@ from .brgemm import MicroKernels, Reduction, Tile, register_rows, tail_mask
 from .emitter import Lane, VectorEmitter, scalar_type
 from .epilogue import ALL_ONES, TileEpilogue
 from .image import WeightGradient, even_chunks
-from .kernel import MAX_TASKS, Kernel, TaskCount, assembled, kernel_params, symbol_for
+from .kernel import (
+    MAX_TASKS,
+    Kernel,
+    LocalFunctions,
+    TaskCount,
+    assembled,
+    kernel_params,
+    symbol_for,
+)
 from .packing import choose_panel
 from .sizes import Size, extent, greatest, least, minus, plus, quotient, remainder, times
 from .target import Target
@@ -83,7 +90,7 @@ class _Writer:
         self.symbol = symbol_for("conv2d_grad_weight_winograd", spec, tile, target)
         self.f = Function(self.symbol, kernel_params(1, 2))
         self.micro = MicroKernels(f"{self.symbol}_tile")
-        self.helpers: dict[str, Function] = {}
+        self.helpers = LocalFunctions(self.symbol)
         self.lanes = target.lanes(spec.dtype)
         self.scalar = scalar_type(spec.dtype)
         self.panel = choose_panel(spec.outputs, target, spec.dtype)
@@ -131,7 +138,7 @@ class _Writer:
             for width, condition in self._widths(panel):
                 with f.when(condition):
                     self._group(panel, unit, width, tiles, step)
-        functions = [*self.helpers.values(), *self.micro.functions, f]
+        functions = [*self.helpers.functions, *self.micro.functions, f]
         return assembled(
             functions,
             TaskCount(tasks),
@@ -252,7 +259,7 @@ class _Writer:
                 self._transformer, matrix=matrix, rows=rows, step=into[1], pitch=pitch,
                 vectors=vectors, tail=tail,
             )  # fmt: skip
-            f.do(f"call void @{self._helper(f'{name}_{k}', make)}({args})")
+            f.do(f"call void @{self.helpers.name(f'{name}_{k}', make)}({args})")
 
     def _transformer(
         self,
@@ -359,14 +366,14 @@ class _Writer:
             here = f.element(m, self.scalar, j * self.lanes)
             matrix = _transposed(WEIGHT[self.tile])
             for n, group in enumerate(row_groups(matrix, self.size, self.target.registers)):
-                name = self._helper(f"weights{n}", partial(self._transform_back, rows=group))
+                name = self.helpers.name(f"weights{n}", partial(self._transform_back, rows=group))
                 f.do(f"call void @{name}(ptr {rows}, ptr {here})")
             active = min(self.lanes, width - j * self.lanes)
             make = partial(
                 rows_to_weight, dtype=self.spec.dtype, lanes=self.lanes, pitch=self.lanes,
                 step=self.spec.inputs * _TAPS, active=active,
             )  # fmt: skip
-            name = self._helper(f"write_{active}", make)
+            name = self.helpers.name(f"write_{active}", make)
             there = f.element(out, self.scalar, j * self.lanes * self.spec.inputs * _TAPS)
             f.do(f"call void @{name}(ptr {there}, ptr {rows}, i64 {self.unit * _TAPS})")
 
@@ -392,10 +399,3 @@ class _Writer:
 
             transform_2d(e, matrix, matrix, rows, load, store)
         return f
-
-    def _helper(self, key: str, make: Callable[[str], Function]) -> str:
-        """The symbol of a helper function, which is made when it is first used."""
-        symbol = f"{self.symbol}_{key}"
-        if key not in self.helpers:
-            self.helpers[key] = make(symbol)
-        return symbol
