@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import netwright as nw
-from netwright import nn
+from netwright import nn, optim
 from netwright.bridge.compile_report import CompileReport, ProgramReport
 from netwright.bridge.memory_use import MemoryUse
-from netwright.codegen import optim, partition
+from netwright.codegen import partition
 from netwright.compiler import PHASES
 
 X = np.random.default_rng(0).standard_normal((4, 6), np.float32)
