@@ -8,6 +8,7 @@ the counters of ``frontend.changes`` stand still.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -17,8 +18,12 @@ from ..frontend.tensor import Tensor
 from ..frontend.trace import OutputRef
 from ..ir.types import Dim
 from ..runtime import settings
+from ..runtime.executable import Repeat
 from .call import Call
 from .variant import Variant
+
+Shortcut = Callable[[tuple[object, ...]], Tensor | None]
+"""From a call's arguments to the result, or None if the call is not like the one before."""
 
 # Environment variables and the affinity mask are looked at again after this time.
 _FRESH_SECONDS = 0.05
@@ -50,36 +55,6 @@ class Conditions:
         return True
 
 
-class Shortcut:
-    """Repeats a call of ``variant`` with other data; see `shortcut_for`."""
-
-    def __init__(self, variant: Variant, call: Call, n: int) -> None:
-        self._conditions = Conditions()
-        self._writes = writes.count
-        ((name, kind),) = variant.results.items()
-        shape = tuple([d.coef * n if isinstance(d, Dim) else d for d in kind.shape])
-        self._run = variant.executable.repeat(
-            n, kinds_of(variant, call), (name, shape, kind.dtype.np)
-        )
-
-    @property
-    def possible(self) -> bool:
-        """Whether there is a short way at all."""
-        return self._run is not None
-
-    def __call__(self, args: tuple[object, ...]) -> Tensor | None:
-        """The result, or None if the call is not like the one before."""
-        if (
-            writes.count != self._writes
-            or grad_mode.is_grad_enabled()
-            or self._run is None
-            or not self._conditions.hold()
-        ):
-            return None
-        result = self._run([a._array if isinstance(a, Tensor) else a for a in args])
-        return None if result is None else dispatch.wrap(result)
-
-
 def kinds_of(variant: Variant, call: Call) -> list[tuple[str, tuple[int, ...], np.dtype]]:
     """The paths of a call's arguments in the program, their shapes and dtypes."""
     arrays = [t._array for t in call.leaves]
@@ -94,5 +69,27 @@ def shortcut_for(variant: Variant, call: Call, n: int) -> Shortcut | None:
         return None
     if variant.state.sync() is None:
         return None
-    made = Shortcut(variant, call, n)
-    return made if made.possible else None
+    ((name, kind),) = variant.results.items()
+    shape = tuple([d.coef * n if isinstance(d, Dim) else d for d in kind.shape])
+    run = variant.executable.repeat(n, kinds_of(variant, call), (name, shape, kind.dtype.np))
+    if run is None:
+        return None
+    return _repeating(run, Conditions().hold)
+
+
+def _repeating(run: Repeat, conditions_hold: Callable[[], bool]) -> Shortcut:
+    """A function and no object: such calls are as long as a few lines of Python."""
+    count, array_class, wrap = writes.count, np.ndarray, Tensor._wrap
+
+    def shortcut(args: tuple[object, ...]) -> Tensor | None:
+        if writes.count != count or grad_mode.is_grad_enabled() or not conditions_hold():
+            return None
+        arrays: Sequence[object] = args
+        for a in args:
+            if type(a) is not array_class:
+                arrays = [a._array if isinstance(a, Tensor) else a for a in args]
+                break
+        result = run(arrays)
+        return None if result is None else wrap(result)
+
+    return shortcut

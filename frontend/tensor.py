@@ -90,7 +90,8 @@ class Tensor(Operators, Methods):
     @classmethod
     def _wrap(cls, array: np.ndarray, storage: Storage | None = None) -> Tensor:
         made = object.__new__(cls)
-        made._adopt(array, storage)
+        made._array = array
+        made._storage = Storage() if storage is None else storage
         return made
 
     def _adopt(self, array: np.ndarray, storage: Storage | None = None) -> None:

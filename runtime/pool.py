@@ -66,19 +66,16 @@ class Pool:
         `run`.
         """
         if nthreads != 1:
-            if not 1 <= nthreads <= settings.MAX_THREADS:
-                raise ValueError(
-                    f"the number of threads is from 1 to {settings.MAX_THREADS}, got {nthreads}"
-                )
             lock = self._lock
-            if lock.acquire(blocking=False):
+            if lock.acquire(False):
                 looked = False
                 try:
-                    team = self._grown(nthreads)
-                    nthreads = min(nthreads, team.threads) if team is not None else 1
-                    if team is not None and nthreads > 1:
+                    team = self._team
+                    if team is None or team.prepared != nthreads:
+                        team = self._grown(nthreads)
+                    if team is not None and team.threads > 1:
                         looked = team.placement.check()
-                        return call(team.state, nthreads, *args)
+                        return call(team.state, min(nthreads, team.threads), *args)
                 finally:
                     lock.release()
                     if looked and _retired:
@@ -119,6 +116,10 @@ class Pool:
         return True
 
     def _grown(self, nthreads: int) -> Team | None:
+        if not 1 <= nthreads <= settings.MAX_THREADS:
+            raise ValueError(
+                f"the number of threads is from 1 to {settings.MAX_THREADS}, got {nthreads}"
+            )
         if self._team is None:
             if _exiting or not available():
                 return None
