@@ -7,8 +7,8 @@ the counters of ``frontend.changes`` stand still.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
+from time import perf_counter
 
 import numpy as np
 
@@ -29,30 +29,28 @@ Shortcut = Callable[[tuple[object, ...]], Tensor | None]
 _FRESH_SECONDS = 0.05
 
 
-class Conditions:
-    """What must be as it was in the call that is repeated, besides the arguments: the modules and
-    the settings."""
+def conditions() -> Callable[[], bool]:
+    """Tells whether what a repeated call needs besides its arguments is as it is now: the modules
+    and the settings."""
+    modules, generation, threads = structure.count, settings.generation, settings.num_threads()
+    expires = perf_counter() + _FRESH_SECONDS
 
-    def __init__(self) -> None:
-        self._structure = structure.count
-        self._settings = settings.generation
-        self._threads = settings.num_threads()
-        self._expires = time.perf_counter() + _FRESH_SECONDS
-
-    def hold(self) -> bool:
-        """Whether they are."""
+    def hold() -> bool:
+        nonlocal expires
         if (
-            structure.count != self._structure
-            or settings.generation != self._settings
+            structure.count != modules
+            or settings.generation != generation
             or dispatch.tracer is not None
         ):
             return False
-        now = time.perf_counter()
-        if now > self._expires:
-            if settings.disabled() or settings.num_threads() != self._threads:
+        now = perf_counter()
+        if now > expires:
+            if settings.disabled() or settings.num_threads() != threads:
                 return False
-            self._expires = now + _FRESH_SECONDS
+            expires = now + _FRESH_SECONDS
         return True
+
+    return hold
 
 
 def kinds_of(variant: Variant, call: Call) -> list[tuple[str, tuple[int, ...], np.dtype]]:
@@ -74,7 +72,7 @@ def shortcut_for(variant: Variant, call: Call, n: int) -> Shortcut | None:
     run = variant.executable.repeat(n, kinds_of(variant, call), (name, shape, kind.dtype.np))
     if run is None:
         return None
-    return _repeating(run, Conditions().hold)
+    return _repeating(run, conditions())
 
 
 def _repeating(run: Repeat, conditions_hold: Callable[[], bool]) -> Shortcut:

@@ -76,7 +76,12 @@ class FewRows:
         f, panel = self.f, self.per_panel // self.piece
         of_panels = self.whole * panel
         pieces = of_panels + bool(self.rest)
-        at, stop = (self._piece_at(place, tasks, of_panels, pieces) for place in ("%begin", "%end"))
+        # Backwards: the first tasks are those of thread 0, which begins before the others, and the
+        # last columns are the larger part of what cannot be divided equally.
+        at, stop = (
+            self._piece_at(minus(f, tasks, place), tasks, of_panels, pieces)
+            for place in ("%end", "%begin")
+        )
         if panel > 1 and self.whole:
             second = f.emit(f"trunc i64 {at} to i1")
             some = f.emit(f"icmp slt i64 {at}, {least(f, stop, of_panels)}")
@@ -108,8 +113,8 @@ class FewRows:
             with f.when(alone):
                 self._tile(of_panels, self.narrow, self.rest)
 
-    def _piece_at(self, place: str, tasks: int, of_panels: int, pieces: int) -> Size:
-        """The piece with which a task begins; the last task ends with the last piece."""
+    def _piece_at(self, place: Size, tasks: int, of_panels: int, pieces: int) -> Size:
+        """The piece at a place from 0 to ``tasks``, where the last piece ends."""
         f = self.f
         vectors = self.whole * self.per_panel + self.narrow
         done = quotient(f, times(f, place, vectors), tasks * self.piece)
