@@ -74,8 +74,10 @@ class Pool:
                     if team is None or team.prepared != nthreads:
                         team = self._grown(nthreads)
                     if team is not None and team.threads > 1:
+                        if nthreads > team.threads:
+                            nthreads = team.threads
                         looked = team.placement.check()
-                        return call(team.state, min(nthreads, team.threads), *args)
+                        return call(team.state, nthreads, *args)
                 finally:
                     lock.release()
                     if looked and _retired:
