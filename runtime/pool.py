@@ -82,6 +82,8 @@ class Pool:
                     lock.release()
                     if looked and _retired:
                         _sweep()
+            else:
+                _check(nthreads)
         return call(0, 1, *args)
 
     @property
@@ -118,10 +120,7 @@ class Pool:
         return True
 
     def _grown(self, nthreads: int) -> Team | None:
-        if not 1 <= nthreads <= settings.MAX_THREADS:
-            raise ValueError(
-                f"the number of threads is from 1 to {settings.MAX_THREADS}, got {nthreads}"
-            )
+        _check(nthreads)
         if self._team is None:
             if _exiting or not available():
                 return None
@@ -161,6 +160,13 @@ def run(entry: int, args: int | None, n: int, nthreads: int | None = None) -> in
 def lend(nthreads: int, call: Callable[..., _T], args: Sequence[object]) -> _T:
     """`Pool.lend` on the process's pool."""
     return shared.lend(nthreads, call, args)
+
+
+def _check(nthreads: int) -> None:
+    if not 1 <= nthreads <= settings.MAX_THREADS:
+        raise ValueError(
+            f"the number of threads is from 1 to {settings.MAX_THREADS}, got {nthreads}"
+        )
 
 
 def _run(team: int, threads: int, entry: int, args: int | None, n: int) -> int:
