@@ -46,6 +46,8 @@ from .winograd import winograd_kernel
 
 # Images are cut into blocks of rows until one image has this many independent parts.
 _PARTS = 8
+# The same where nothing is copied, so that a block may have fewer rows at no cost.
+_PARTS_IN_PLACE = 32
 _OPERATORS = (
     "conv2d", "conv2d_packed", "conv2d_winograd", "conv2d_grad_input", "conv2d_grad_input_packed",
 )  # fmt: skip
@@ -207,19 +209,37 @@ class _Writer:
         return best
 
     def _block_rows(self) -> int:
-        """Output rows (of each phase) per block: few enough for the second level cache."""
+        """Output rows (of each phase) per block: few enough for the second level cache, and equally
+        many in each where that costs nothing, since ranges of tasks count blocks."""
         spec = self.spec
         total = spec.rows.count
-        wanted = -(-_PARTS // (spec.groups * spec.panels))
+        parts = _PARTS if self.copied else _PARTS_IN_PLACE
+        wanted = -(-parts // (spec.groups * spec.panels))
         if isinstance(spec.batch, int):
             wanted = -(-wanted // max(1, spec.batch))
-        blocks = min(total, wanted)
-        while True:
+
+        def height(blocks: int) -> int:
             rows = -(-total // max(1, blocks))
-            rows = -(-rows // self.lines) * self.lines
-            if rows <= self.lines or self._copy(rows).bytes <= self.target.l2 // 2:
-                return max(1, rows)
+            return max(1, -(-rows // self.lines) * self.lines)
+
+        blocks = max(1, min(total, wanted))
+        while height(blocks) > self.lines and self._bytes_read(height(blocks)) > self.target.l2 // 2:
             blocks += 1
+        if self.copied:
+            return height(blocks)  # more blocks would copy more rows twice
+        even = (height(n) for n in range(blocks, max(blocks, min(total, 2 * blocks)) + 1))
+        return min(even, key=lambda rows: (-total % rows, -rows))
+
+    def _bytes_read(self, rows: int) -> int:
+        """Bytes of the input, or of its copy, that a block of so many output rows reads."""
+        spec = self.spec
+        if self.copied:
+            return self._copy(rows).bytes
+        pixels = 1
+        for axis, count in ((spec.rows, rows), (spec.columns, spec.columns.count)):
+            taps = max(phase.taps for phase in axis.phases)
+            pixels *= min(axis.extent(count), count * taps)
+        return pixels * spec.inputs * spec.dtype.itemsize
 
     # -- the kernel
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..ir.types import Dim, Extent, TensorType
-from .spmd import MAX_CUTS
+from .chunks import MAX_CUTS
 from .text import Function
 
 
