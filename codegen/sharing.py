@@ -100,11 +100,12 @@ def shared(
     fn.label(after)
 
 
-def cuts_for(cost: Cost, most: int) -> Callable[[Function], str] | int:
+def cuts_for(cost: Cost, most: int, since: int = 0) -> Callable[[Function], str] | int:
     """Chunks per thread for a kernel of this cost, in the form that `shared` takes.
 
     None of less than TOO_SMALL is shared; no thread's part is cut into more than ``most`` (up to
-    MAX_CUTS) equal chunks, nor into chunks of less than WORTH_A_CHUNK. If ``most`` is MAX_CUTS, the
+    MAX_CUTS) equal chunks, nor into chunks of less than WORTH_A_CHUNK, nor into several for batches
+    of less than ``since``. If ``most`` is MAX_CUTS, the
     last of these ends in small ones.
     """
     if cost.per_sample == 0 and cost.fixed < TOO_SMALL:
@@ -121,6 +122,9 @@ def cuts_for(cost: Cost, most: int) -> Callable[[Function], str] | int:
             much = fn.emit(f"icmp uge i64 {work}, {enough}")
             cuts = fn.emit(f"select i1 {much}, i64 {least}, i64 {cuts}")
             least *= 2
+        if since > 1 and most > 1:
+            several = fn.emit(f"icmp uge i64 %N, {since}")
+            cuts = fn.emit(f"select i1 {several}, i64 {cuts}, i64 1")
         if most >= MAX_CUTS:
             enough = fn.emit(f"mul i64 %nthreads, {WORTH_A_CHUNK}")
             much = fn.emit(f"icmp uge i64 {work}, {enough}")
