@@ -105,14 +105,19 @@ class Blocking:
             self.unit = max(1, -(-spec.m // tiles))
             self.rest = spec.m % self.unit
         depth = spec.block * spec.dtype.itemsize * self.unit
-        self.row_block = max(1, self.target.l2 // 2 // max(1, depth))
-        if isinstance(spec.m, int):
-            units = max(1, -(-spec.m // self.unit))
-            # Two threads compute whole rows of a gradient, and later update the same rows. If it is
-            # wide, they compute columns instead: each packs half of B, the larger operand.
-            tall = spec.m >= spec.n
-            blocks = 2 if spec.a_k != 1 and tall and units >= 8 else 1
-            self.row_block = min(self.row_block, -(-units // blocks))
+        most = max(1, self.target.l2 // 2 // max(1, depth))
+        rows = spec.m if isinstance(spec.m, int) else spec.m.coef
+        units = max(1, -(-rows // self.unit))
+        # Blocks of equal height: the last one, too, reads all of B. A quarter more than half of the
+        # cache is better than a second block.
+        blocks = 1 if 4 * units <= 5 * most else -(-units // most)
+        self.row_block = -(-units // blocks)
+        if isinstance(spec.m, Dim):
+            self.row_block = max(self.row_block, most) if blocks == 1 else self.row_block
+        # Two threads compute whole rows of a gradient, and later update the same rows. If it is
+        # wide, they compute columns instead: each packs half of B, the larger operand.
+        elif spec.a_k != 1 and spec.m >= spec.n and units >= 8:
+            self.row_block = min(self.row_block, -(-units // 2))
 
     def _few_sets(self) -> bool:
         """Whether what a tile reads of A falls into too few cache sets, so that blocks are copied.
