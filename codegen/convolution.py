@@ -233,8 +233,8 @@ class _Writer:
             rows = -(-total // max(1, blocks))
             return max(1, -(-rows // self.lines) * self.lines)
 
-        blocks = max(1, min(total, wanted))
-        while height(blocks) > self.lines and self._bytes_read(height(blocks)) > self.target.l2 // 2:
+        blocks, most = max(1, min(total, wanted)), self.target.l2 // 2
+        while height(blocks) > self.lines and self._bytes_read(height(blocks)) > most:
             blocks += 1
         more = range(blocks, max(blocks, min(total, 2 * blocks)) + 1)
         return min((height(n) for n in more), key=lambda rows: (self._slower_half(rows), -rows))
@@ -403,9 +403,9 @@ class _Writer:
         a = f.element(a, self.scalar, rows.at * self.pitch + columns.at * self.pixel)
         start = times(f, block, self.block_rows)
         count = least(f, minus(f, rows.count, start), self.block_rows)
-        block = _Block(image, start, count, column, width)
+        outputs = _Block(image, start, count, column, width)
         if not self.splits:
-            self._lines(block, a, b, rows, columns, self.epilogue)
+            self._lines(outputs, a, b, rows, columns, self.epilogue)
             return
         one = replace(rows, taps=1)
         down = rows.tap_advance * self.pitch
@@ -416,10 +416,10 @@ class _Writer:
             here = f.element(a, self.scalar, times(f, tap.index, down))
             weights = f.element(b, self.scalar, times(f, tap.index, row))
             keep = f.emit(f"sext i1 {begun} to i64")
-            self._lines(block, here, weights, one, columns, sums, keep)
+            self._lines(outputs, here, weights, one, columns, sums, keep)
         a = f.element(a, self.scalar, (rows.taps - 1) * down)
         b = f.element(b, self.scalar, (rows.taps - 1) * row)
-        self._lines(block, a, b, one, columns, replace(self.epilogue, accumulate=True))
+        self._lines(outputs, a, b, one, columns, replace(self.epilogue, accumulate=True))
 
     def _lines(
         self,

@@ -219,9 +219,9 @@ def sharing_ir(triple: str) -> str:
     """Definitions of what an entry calls, and of what these call.
 
     ``void @nw_round(ptr ticket, i64 tasks, i64 cuts, i64 single)`` begins a round: chunks for each
-    thread, cut as ``chunks.py`` says, or, if ``cuts`` is 0, one chunk in all, which is thread 0's if
-    ``single`` is 0 and anybody's if it is 1. ``{i64, i64} @nw_claim(ptr ticket)`` gives
-    the tasks [begin, end) of a chunk to run, or a negative begin if none is left; ``void
+    thread, cut as ``chunks.py`` says, or, if ``cuts`` is 0, one chunk in all, which is thread
+    0's if ``single`` is 0 and anybody's if it is 1. ``{i64, i64} @nw_claim(ptr ticket)`` gives the
+    tasks [begin, end) of a chunk to run, or a negative begin if none is left; ``void
     @nw_finish(ptr ticket)`` follows each chunk. ``void @nw_arrive(ptr ticket)`` waits for all
     rounds so far. ``void @nw_leave(ptr ticket)`` ends an entry. ``void @nw_stop(ptr ticket, i64
     rounds)`` comes before leaving early: it gives up the rest, at most so many rounds, and may be
