@@ -60,7 +60,7 @@ def emit_convolution(node: Node, graph: Graph, target: Target) -> Kernel | None:
     None for images that are not NHWC and for epilogues that are not elementwise on the result.
     """
     operands = [graph.type(v) for v in node.operands]
-    if node.op in ("conv2d_grad_weight", "conv2d_grad_weight_winograd"):
+    if node.op.startswith("conv2d_grad_weight"):
         kernel = emit_conv_grad_weight(node, graph, target)
     else:
         kernel = _emit_product(node, operands, target)
