@@ -15,11 +15,15 @@ from .sizes import extent, greatest, least, minus, plus, quotient, remainder, ti
 
 # Rows of an image per part, at batch size 1: with less, most of a part is what parts share.
 _ROWS = 4
-# Parts: enough for the threads of small machines, and for more where there are many rows.
+# Parts: enough for the threads of small machines, and for more where there are many rows; but each
+# part writes a whole gradient, and more of one of so many elements would cost too much.
 _FEWEST, _MOST = 8, 16
+_LARGE = 4096
 
 
-def parts_for(inputs: int, kernel: tuple[int, int], size: tuple[int, int]) -> int:
+def parts_for(
+    inputs: int, outputs: int, kernel: tuple[int, int], size: tuple[int, int]
+) -> int:
     """Into how many parts the gradient of a weight is cut; 0 if it is better not.
 
     ``size`` is that of the gradient's images. Small images are summed several at a time, which
@@ -27,6 +31,8 @@ def parts_for(inputs: int, kernel: tuple[int, int], size: tuple[int, int]) -> in
     """
     if inputs > FEW_INPUTS or kernel == (1, 1) or 2 * size[0] * size[1] < PIXELS:
         return 0
+    if inputs * outputs * kernel[0] * kernel[1] > _LARGE:
+        return _FEWEST
     return max(_FEWEST, min(_MOST, size[0] // _ROWS))
 
 

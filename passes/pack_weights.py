@@ -42,9 +42,9 @@ ChoosePanel = Callable[[int, DType], int]
 ChooseTile = Callable[[int, int, tuple[int, int], DType], int]
 """``(inputs, outputs, size, dtype)``: the m of Winograd's F(m x m, 3 x 3) for such a 3x3
 convolution of stride 1 with ``size`` outputs, or 0 for the direct sum."""
-ChooseParts = Callable[[int, tuple[int, int], tuple[int, int]], int]
-"""``(inputs, kernel, size)``: into how many parts of the batch the gradient of such a weight, of a
-convolution with ``size`` outputs, is cut; 0 leaves it whole."""
+ChooseParts = Callable[[int, int, tuple[int, int], tuple[int, int]], int]
+"""``(inputs, outputs, kernel, size)``: into how many parts of the batch the gradient of such a
+weight, of a convolution with ``size`` outputs, is cut; 0 leaves it whole."""
 PacksItself = Callable[[Extent, int, DType], bool]
 """``(rows, depth, dtype)``: whether a product of so many rows packs each panel only once."""
 _PACKED = ("linear", "conv2d", "conv2d_grad_input")
@@ -173,7 +173,7 @@ def _direct(inputs: int, outputs: int, size: tuple[int, int], dtype: DType) -> i
     return 0
 
 
-def _whole(inputs: int, kernel: tuple[int, int], size: tuple[int, int]) -> int:
+def _whole(inputs: int, outputs: int, kernel: tuple[int, int], size: tuple[int, int]) -> int:
     return 0
 
 
@@ -236,9 +236,10 @@ class _Packer:
             self._did("P102", node, f"by Winograd's algorithm, F({tile}x{tile}, 3x3)")
             how = {"tile": tile, "padding": attrs["padding"], "layout": attrs["layout"]}
             return add_like(new, node, "conv2d_grad_weight_winograd", operands, **how)
-        height, width, kernel = int(shape[1]), int(shape[2]), attrs["kernel_size"]  # type: ignore[arg-type]
-        parts = self.choose_parts(inputs, kernel, (height, width)) if attrs["groups"] == 1 else 0
-        if not parts:
+        height, width, outputs = (int(d) for d in shape[1:])  # type: ignore[arg-type]
+        kernel = attrs["kernel_size"]
+        parts = self.choose_parts(inputs, outputs, kernel, (height, width))
+        if attrs["groups"] > 1 or not parts:
             return None
         self._did("P104", node, f"in {parts} parts of the batch, which are then added")
         op, name = "conv2d_grad_weight_parts", f"{node.name}_parts"

@@ -95,11 +95,12 @@ def test_more_parts_than_image_rows_leave_some_of_them_zero(run: Run) -> None:
 
 
 def test_few_channels_are_summed_in_parts_unless_images_are_small() -> None:
-    assert parts_for(1, (5, 5), (28, 28)) == 8
-    assert parts_for(3, (7, 7), (112, 112)) == 16
-    assert parts_for(16, (3, 3), (28, 28)) == 0
-    assert parts_for(3, (1, 1), (28, 28)) == 0
-    assert parts_for(1, (3, 3), (8, 8)) == 0
+    assert parts_for(1, 16, (5, 5), (28, 28)) == 8
+    assert parts_for(3, 32, (3, 3), (112, 112)) == 16
+    assert parts_for(3, 64, (7, 7), (112, 112)) == 8  # a large result
+    assert parts_for(16, 16, (3, 3), (28, 28)) == 0
+    assert parts_for(3, 16, (1, 1), (28, 28)) == 0
+    assert parts_for(1, 16, (3, 3), (8, 8)) == 0
 
 
 @pytest.mark.parametrize("case", [GEOMETRIES[0], GEOMETRIES[1], GEOMETRIES[3]], ids=str)
