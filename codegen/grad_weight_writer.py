@@ -44,6 +44,8 @@ _PIXELS_AHEAD = 384
 _SPLIT = 16
 # Vectors of a row of the gradient up to which it is not packed.
 _SHORT_ROW = 8
+# The same for parts, in bytes.
+_SHORT_PART = 512
 # Input channels so few that a thread reads much more of the gradient than of the input.
 FEW_INPUTS = 4
 
@@ -79,7 +81,8 @@ class GradWeightWriter:
         self.units: Units = plan_units(spec, source, self.panel, target, not self.parts)
         self.unit_elements = self.units.most_rows * self.panel
         # Short rows of a gradient are read where they are.
-        short = spec.outputs % self.lanes == 0 and spec.outputs <= _SHORT_ROW * self.lanes
+        longest = _SHORT_PART // spec.dtype.itemsize if parts else _SHORT_ROW * self.lanes
+        short = spec.outputs % self.lanes == 0 and spec.outputs <= longest
         self.packed = spec.groups > 1 or not short
         self.g_pitch = self.panel if self.packed else spec.outputs
         self.ahead = _PIXELS_AHEAD * spec.outputs if self.parts and not self.packed else 0
