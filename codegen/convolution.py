@@ -61,7 +61,7 @@ def emit_convolution(node: Node, graph: Graph, target: Target) -> Kernel | None:
     None for images that are not NHWC and for epilogues that are not elementwise on the result.
     """
     operands = [graph.type(v) for v in node.operands]
-    if node.op in ("conv2d_grad_weight", "conv2d_grad_weight_winograd"):
+    if node.op.startswith("conv2d_grad_weight"):
         kernel = emit_conv_grad_weight(node, graph, target)
     else:
         kernel = _emit_product(node, operands, target)
@@ -187,7 +187,9 @@ class _Writer:
             self.tallest = {v: min(r, 6) for v, r in self.tallest.items()}
         self.lines = self._lines_per_tile()
         self.block_rows = self._block_rows()
-        self.copy = self._copy(self.block_rows)
+        whole = self._copy(spec.rows.count)
+        self.keeps_image = self.copied and whole.bytes <= target.l1 // 2
+        self.copy = whole if self.keeps_image else self._copy(self.block_rows)
         self.pitch = (self.copy.width if self.copied else spec.columns.size) * self.pixel
         self.splits = self._splits()
         self.scratch = self._block_bytes() + self._weight_bytes()
@@ -302,7 +304,9 @@ class _Writer:
             part = remainder(f, left, parts)
             run = least(f, minus(f, parts, part), minus(f, stop, line.index))
             f.emit(f"add nsw i64 {run}, 0", "%run")
-            source = self._source(image, block)
+            begins = f.emit(f"icmp eq i64 {line.index}, {first}")
+            begins = f.emit(f"or i1 {begins}, {f.emit(f'icmp eq i64 {left}, 0')}")
+            source = self._source(image, block, begins)
             with f.loop(plus(f, part, "%run"), start=part) as loop:
                 self._part(image, block, loop.index, source, weights)
         functions = [*self.helpers, *self.micro.functions, f]
@@ -355,16 +359,25 @@ class _Writer:
                     f.do(f"call void @{self.symbol}_pack({args})")
         return packed
 
-    def _source(self, image: Size, block: Size) -> str:
-        """The address of the first padded row of a block."""
+    def _source(self, image: Size, block: Size, begins: str) -> str:
+        """The address of the first padded row of a block.
+
+        A small image is copied whole by the first of its blocks (``begins``). The copy is read
+        right after it was written, and where a load does not get its data from a store in flight
+        it waits until all results before that store are in the cache.
+        """
         f, spec = self.f, self.spec
         elements = spec.rows.size * spec.columns.size * spec.x_pitch
         start = f.element(self.x, self.scalar, times(f, image, elements))
         row = times(f, block, self.block_rows * spec.rows.advance)
         if not self.copied:
             return f.element(start, self.scalar, times(f, row, self.pitch))
-        self.copy.fill(f, "%scratch", start, row)
-        return "%scratch"
+        if not self.keeps_image:
+            self.copy.fill(f, "%scratch", start, row)
+            return "%scratch"
+        with f.when(begins):
+            self.copy.fill(f, "%scratch", start, 0)
+        return f.element("%scratch", self.scalar, times(f, row, self.pitch))
 
     def _part(self, image: Size, block: Size, part: Size, source: str, weights: str) -> None:
         """One panel of output channels for a block of rows."""

@@ -78,6 +78,8 @@ SHAPES: list[tuple[Any, Any, dict[str, Any]]] = [
     ((9, 8, 32), (20, 3, 3), geometry((2, 2), ((1, 1), (1, 1)))),
     ((9, 7, 16), (70, 1, 1), geometry((3, 2))),
     ((8, 6, 3), (64, 5, 7), geometry((2, 2), ((2, 2), (3, 3)))),
+    # Too large for the first level cache: copied block by block.
+    ((26, 33, 9), (10, 3, 2), geometry((2, 1), ((1, 1), (0, 1)))),
 ]
 
 
