@@ -16,8 +16,9 @@ pack of a parameter is a function of state alone: in inference the runtime compu
 parameter changes; a training step computes it once per step. Two users of one weight in one form
 share its pack. Code P101; P102 for the gradients of weights.
 
-A linear layer of few rows whose weight changes in every call packs its panels itself, next to their
-use (code P103, ``packs_itself``): a packed copy would go to memory and come back once.
+A linear layer whose weight changes in every call may do without a packed copy, which would go to
+memory and come back once. ``choose_linear`` chooses: the kernel of ``linear`` packs few panels itself,
+next to their use (code P103); that of ``linear_transposed`` needs none (P104).
 
 Skips: convolutions that are not channels-last, which have no packed kernel; a region whose weight
 has another use inside of it; weights of symbolic size; Winograd for strides, dilations, groups and
@@ -41,8 +42,9 @@ ChoosePanel = Callable[[int, DType], int]
 ChooseTile = Callable[[int, int, tuple[int, int], DType], int]
 """``(inputs, outputs, size, dtype)``: the m of Winograd's F(m x m, 3 x 3) for such a 3x3
 convolution of stride 1 with ``size`` outputs, or 0 for the direct sum."""
-PacksItself = Callable[[Extent, int, DType], bool]
-"""``(rows, depth, dtype)``: whether a product of so many rows packs each panel only once."""
+ChooseLinear = Callable[[Extent, int, int, DType], str]
+"""``(rows, depth, outputs, dtype)``: the operator that computes a linear layer whose weight changes in
+every call: ``linear_packed``, ``linear`` or ``linear_transposed``."""
 _PACKED = ("linear", "conv2d", "conv2d_grad_input")
 
 
@@ -70,40 +72,43 @@ def pack_weights(
     choose_tile: ChooseTile | None = None,
     choices: Mapping[str, Choice] | None = None,
     choose_gradient_tile: ChooseTile | None = None,
-    packs_itself: PacksItself | None = None,
+    choose_linear: ChooseLinear | None = None,
 ) -> Graph:
     """The graph with packed operands for linear and convolution kernels.
 
-    ``choices``, by the name of a node of the graph, overrule the first two functions.
+    ``choices``, by the name of a node of the graph, overrule the first two functions for weights
+    that are packed.
     """
-    left = _left(graph, packs_itself) if packs_itself is not None else set()
+    unpacked = _unpacked(graph, choose_linear) if choose_linear is not None else {}
     packer = _Packer(
         choose_panel, choose_tile or _direct, choose_gradient_tile or _direct, ledger,
-        dict(choices or {}), left,
+        dict(choices or {}), unpacked,
     )  # fmt: skip
     return rebuild(graph, packer.emit)
 
 
-def _left(graph: Graph, packs_itself: PacksItself) -> set[str]:
-    """The linear layers that pack their weights themselves: those of which nothing is prepared, and
-    that no other product could share a pack with."""
+def _unpacked(graph: Graph, choose: ChooseLinear) -> dict[str, str]:
+    """The operators of the linear layers that read their weights in memory order, by name: of layers
+    of which nothing is prepared, and that no other product could share a pack with."""
     users: dict[Value, list[Node]] = {}
     for node in graph.nodes:
         found = _anchor(node)
         if found is not None:
             users.setdefault(node.operands[found[1]], []).append(found[0])
     prepared = state_only(graph)
-    left = set()
+    unpacked = {}
     for node in graph.nodes:
         found = _anchor(node)
         if found is None or found[0].op != "linear":
             continue
         weight = node.operands[found[1]]
         kind, rows = graph.type(weight), numel(found[0].type.shape[:-1])
-        depth, alone = kind.shape[1], len(users[weight]) == 1 and weight.node not in prepared
-        if alone and isinstance(depth, int) and packs_itself(rows, depth, kind.dtype):
-            left.add(node.name)
-    return left
+        outputs, depth = kind.shape
+        alone = len(users[weight]) == 1 and weight.node not in prepared
+        fixed = isinstance(outputs, int) and isinstance(depth, int)
+        if alone and fixed and (op := choose(rows, depth, outputs, kind.dtype)) != "linear_packed":
+            unpacked[node.name] = op
+    return unpacked
 
 
 def products(graph: Graph) -> Iterator[Product]:
@@ -186,7 +191,7 @@ class _Packer:
     choose_gradient_tile: ChooseTile
     ledger: Ledger | None
     choices: dict[str, Choice]
-    left: set[str]
+    unpacked: dict[str, str]
     packs: dict[tuple[Any, ...], Value] = field(default_factory=dict)
 
     def emit(self, new: Graph, node: Node, operands: list[Value]) -> tuple[Value, ...] | None:
@@ -196,11 +201,8 @@ class _Packer:
         if found is None:
             return None
         anchor, weight = found
-        if node.name in self.left and node.name not in self.choices:
-            if self.ledger is not None:
-                why = f"%{node.name} packs {operands[weight]} itself: it changes in every call"
-                self.ledger.declined(NAME, "P103", node, why)
-            return None
+        if node.name in self.unpacked:
+            return self._changing(new, node, operands, anchor, weight)
         form = self._form(node, anchor, new.type(operands[weight]).shape)
         if form is None:
             return None
@@ -209,8 +211,26 @@ class _Packer:
         if anchor is node:
             return add_like(new, node, form.op, operands, **form.attrs)
         kind = new.type(operands[weight])
-        packed = _packed_body(node.attrs["body"], anchor, form, kind)
+        packed = _packed_body(node.attrs["body"], anchor, form.op, form.attrs, kind)
         return add_like(new, node, "fused", operands, kind="contraction", body=packed)
+
+    def _changing(
+        self, new: Graph, node: Node, operands: list[Value], anchor: Node, weight: int
+    ) -> tuple[Value, ...] | None:
+        """A linear layer on a weight in memory order; None if its kernel packs it."""
+        op, value = self.unpacked[node.name], operands[weight]
+        if op == "linear":
+            if self.ledger is not None:
+                why = f"%{node.name} packs {value} itself: it changes in every call"
+                self.ledger.declined(NAME, "P103", node, why)
+            return None
+        if self.ledger is not None:
+            text = f"%{node.name} reads {value}, which changes in every call, as a left factor"
+            self.ledger.did(NAME, "P104", node, text)
+        if anchor is node:
+            return add_like(new, node, op, operands)
+        body = _packed_body(node.attrs["body"], anchor, op, {}, new.type(value))
+        return add_like(new, node, "fused", operands, kind="contraction", body=body)
 
     def _weight_gradient(
         self, new: Graph, node: Node, operands: list[Value]
@@ -292,14 +312,15 @@ class _Packer:
         return Choice(panel, self.choose_tile(inputs, outputs, (size[0], size[1]), dtype))
 
 
-def _packed_body(body: Graph, anchor: Node, form: _Form, kind: Any) -> Graph:
+def _packed_body(body: Graph, anchor: Node, op: str, attrs: dict[str, Any], kind: Any) -> Graph:
+    """The body with operator ``op`` in place of the anchor, on a weight of type ``kind``."""
     weight = body.node(anchor.operands[1])
 
     def emit(inner: Graph, part: Node, operands: list[Value]) -> tuple[Value, ...] | None:
         if part.name == weight.name:
             return add_like(inner, part, "input", [], path=part.attrs["path"], type=kind)
         if part.name == anchor.name:
-            return add_like(inner, part, form.op, operands, **form.attrs)
+            return add_like(inner, part, op, operands, **attrs)
         return None
 
     return rebuild(body, emit)
