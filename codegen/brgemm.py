@@ -344,7 +344,7 @@ class _Product:
     def _unroll(self, count: int | str) -> int:
         """Iterations per trip: a power of two, or a near divisor of the count.
 
-        More than four (two if the rows of B of four leave no registers for A) make the scheduler for
+        More than four (two if four rows of B leave no registers for A) make the scheduler for
         AArch64 hold so many rows of B that it spills. With AVX-512, two rows of B next to the
         largest tile leave no register for elements of A: LLVM loads both first and spills sums, for
         some steps of A. One iteration is as fast.

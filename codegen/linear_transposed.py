@@ -23,8 +23,14 @@ from .emitter import Lane, VectorEmitter, scalar_type
 from .epilogue import TileEpilogue
 from .gemm_blocking import LINE
 from .kernel import (
-    MAX_TASKS, Kernel, LocalFunctions, TaskCount, assembled, kernel_params, symbol_for,
-)  # fmt: skip
+    MAX_TASKS,
+    Kernel,
+    LocalFunctions,
+    TaskCount,
+    assembled,
+    kernel_params,
+    symbol_for,
+)
 from .packing import call_pack, transpose
 from .sizes import Size, extent, greatest, least, minus, plus, quotient, times
 from .target import Target
@@ -32,9 +38,6 @@ from .text import Function
 
 STRIP = 16
 """Outputs of a strip: whole registers of every target."""
-# Packing an element takes about as long as so many multiply-adds (8 cycles' loads and stores of a
-# square of 16 x 16 move between the caches, which no better shuffles make faster).
-_PACKING = 8
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,13 @@ def panel_vectors(depth: int, dtype: DType, target: Target) -> int:
 def is_faster(rows: int, depth: int, outputs: int, dtype: DType, target: Target) -> bool:
     """Whether this is faster than packing the weight, panel by panel or in a kernel of its own.
 
-    What both count is multiply-adds per step of the reduction, also those of lanes that stay empty
-    (of rows here, of outputs there), and the elements that they pack.
+    Counted are, for a step of the reduction, the multiply-adds, also in lanes that stay empty (of
+    rows here, of outputs there), and the elements that are packed. One of these takes about as long
+    as half a vector of multiply-adds: it goes from one cache to the other, and no shuffles helped.
     """
     lanes = target.lanes(dtype)
-    here = -(-rows // lanes) * lanes * outputs + _PACKING * rows
-    there = rows * -(-outputs // lanes) * lanes + _PACKING * outputs
+    here = -(-rows // lanes) * lanes * outputs + lanes // 2 * rows
+    there = rows * -(-outputs // lanes) * lanes + lanes // 2 * outputs
     return panel_vectors(depth, dtype, target) > 1 and here < there
 
 
@@ -101,14 +105,15 @@ class _Strip:
         if not self.bias:
             return [None]
         kind = scalar_type(tile.dtype)
-        starts = [e.load_splat(e.fn.element("%bias", kind, i), tile.dtype) for i in range(tile.rows)]
+        places = [e.fn.element("%bias", kind, i) for i in range(tile.rows)]
+        starts = [e.load_splat(at, tile.dtype) for at in places]
         return [start for start in starts for _ in range(tile.vectors)]
 
     def finish(self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]) -> None:
         kind = scalar_type(tile.dtype)
-        for i, row in enumerate(values):
+        for start, row in zip(tile.c_rows, values, strict=True):
             for j, value in enumerate(row):
-                e.store(value, e.fn.element("%strip", kind, (i * tile.vectors + j) * tile.lanes))
+                e.store(value, e.fn.element("%strip", kind, start + j * tile.lanes))
 
 
 class _Writer:
@@ -132,8 +137,8 @@ class _Writer:
         self.scalar = scalar_type(spec.dtype)
         self.vectors = panel_vectors(spec.depth, spec.dtype, target)
         self.strips = -(-spec.outputs // STRIP)
-        # Rows of more distant weights cost LLVM registers on AArch64; if all fall into one set of the
-        # first level cache, it holds 8 lines of them.
+        # Rows that are a multiple of 4096 bytes apart fall into one set of the first level cache,
+        # which has 8 ways.
         most = 6 if spec.depth * spec.dtype.itemsize % 4096 == 0 else 8
         self.rows = {v: min(r, most) for v, r in register_rows(target).items()}
         panel = spec.depth * self.vectors * target.vector_bytes
@@ -218,26 +223,39 @@ class _Writer:
         tiles, done = -(-count // self.rows[width]), 0
         for k in range(tiles):
             tall = count // tiles + (k < count % tiles)
-            tile = Tile(
-                spec.dtype, self.lanes, tuple(i * spec.depth for i in range(tall)), (0,) * tall,
-                width, self.lanes, (Reduction(spec.depth, 1, width * self.lanes),),
-            )  # fmt: skip
-            output = plus(f, first, done)
-            weights = f.element(self.w, self.scalar, times(f, output, spec.depth))
-            args = [weights, "%scratch", f.element(into, self.scalar, done * width * self.lanes)]
-            if self.bias is not None:
-                args.append(f.element(f"%in{self.bias}", self.scalar, output))
-            if tile.blocked:
-                args.append(f.element("%scratch", "i8", self.sums_at))
-                self.scratch = max(self.scratch, self.sums_at + tile.sums_bytes)
-            typed = [f"ptr {a}" for a in args] + ["i64 0"] * bool(tile.overlap)
-            name = self.micro.name(tile, _Strip(self.bias is not None))
-            f.do(f"call void @{name}({', '.join(typed)})")
+            at = f.element(into, self.scalar, done * width * self.lanes)
+            self._tile(plus(f, first, done), tall, width, at)
             done += tall
-        name = self.finishers.name(f"finish_{width}_{count}", lambda s: self._finish(s, width, count))
+        name = self.finishers.name(
+            f"finish_{width}_{count}", lambda symbol: self._finish(symbol, width, count)
+        )
         args = [into, f.element("%scratch", "i8", self.turned_at)]
         rest = self.epilogue.arguments(f, top, first, spec.y_pitch)
         typed = [f"ptr {a}" for a in args] + [f"{t} {v}" for t, v in rest] + [f"i64 {height}"]
+        f.do(f"call void @{name}({', '.join(typed)})")
+
+    def _tile(self, output: Size, tall: int, width: int, into: str) -> None:
+        """Outputs [output, output + tall) of all rows of the panel, to the address ``into``."""
+        f, spec = self.f, self.spec
+        tile = Tile(
+            spec.dtype,
+            self.lanes,
+            tuple(i * spec.depth for i in range(tall)),
+            tuple(i * width * self.lanes for i in range(tall)),
+            width,
+            self.lanes,
+            (Reduction(spec.depth, 1, width * self.lanes),),
+            c_pitch=width * self.lanes,
+        )
+        weights = f.element(self.w, self.scalar, times(f, output, spec.depth))
+        args = [weights, "%scratch", into]
+        if self.bias is not None:
+            args.append(f.element(f"%in{self.bias}", self.scalar, output))
+        if tile.blocked:
+            args.append(f.element("%scratch", "i8", self.sums_at))
+            self.scratch = max(self.scratch, self.sums_at + tile.sums_bytes)
+        typed = [f"ptr {a}" for a in args] + ["i64 0"] * bool(tile.overlap)
+        name = self.micro.name(tile, _Strip(self.bias is not None))
         f.do(f"call void @{name}({', '.join(typed)})")
 
     def _finish(self, symbol: str, width: int, count: int) -> Function:

@@ -17,7 +17,7 @@ parameter changes; a training step computes it once per step. Two users of one w
 share its pack. Code P101; P102 for the gradients of weights.
 
 A linear layer whose weight changes in every call may do without a packed copy, which would go to
-memory and come back once. ``choose_linear`` chooses: the kernel of ``linear`` packs few panels itself,
+memory and come back once. ``choose_linear`` chooses: the kernel of ``linear`` packs panels itself,
 next to their use (code P103); that of ``linear_transposed`` needs none (P104).
 
 Skips: convolutions that are not channels-last, which have no packed kernel; a region whose weight
@@ -43,8 +43,8 @@ ChooseTile = Callable[[int, int, tuple[int, int], DType], int]
 """``(inputs, outputs, size, dtype)``: the m of Winograd's F(m x m, 3 x 3) for such a 3x3
 convolution of stride 1 with ``size`` outputs, or 0 for the direct sum."""
 ChooseLinear = Callable[[Extent, int, int, DType], str]
-"""``(rows, depth, outputs, dtype)``: the operator that computes a linear layer whose weight changes in
-every call: ``linear_packed``, ``linear`` or ``linear_transposed``."""
+"""``(rows, depth, outputs, dtype)``: the operator that computes a linear layer whose weight changes
+in every call: ``linear_packed``, ``linear`` or ``linear_transposed``."""
 _PACKED = ("linear", "conv2d", "conv2d_grad_input")
 
 
@@ -88,7 +88,7 @@ def pack_weights(
 
 
 def _unpacked(graph: Graph, choose: ChooseLinear) -> dict[str, str]:
-    """The operators of the linear layers that read their weights in memory order, by name: of layers
+    """The operators of linear layers that read their weights in memory order, by the layer's name:
     of which nothing is prepared, and that no other product could share a pack with."""
     users: dict[Value, list[Node]] = {}
     for node in graph.nodes:
@@ -105,8 +105,10 @@ def _unpacked(graph: Graph, choose: ChooseLinear) -> dict[str, str]:
         kind, rows = graph.type(weight), numel(found[0].type.shape[:-1])
         outputs, depth = kind.shape
         alone = len(users[weight]) == 1 and weight.node not in prepared
-        fixed = isinstance(outputs, int) and isinstance(depth, int)
-        if alone and fixed and (op := choose(rows, depth, outputs, kind.dtype)) != "linear_packed":
+        if not alone or not isinstance(outputs, int) or not isinstance(depth, int):
+            continue
+        op = choose(rows, depth, outputs, kind.dtype)
+        if op != "linear_packed":
             unpacked[node.name] = op
     return unpacked
 

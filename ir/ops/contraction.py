@@ -190,8 +190,8 @@ register(
         **SUMMED,
     )
 )
-# What ``linear`` is, for a kernel that reads the weight as the left factor of the transposed product
-# and therefore needs no packed copy of it. ``passes/pack_weights.py`` chooses it.
+# ``linear`` for a kernel that reads the weight as the left factor of the transposed product and
+# therefore needs no packed copy of it. ``passes/pack_weights.py`` chooses it.
 register(
     Op(
         "linear_transposed",
