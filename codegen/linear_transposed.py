@@ -64,7 +64,7 @@ def panel_vectors(depth: int, dtype: DType, target: Target) -> int:
 
 
 def is_faster(rows: int, depth: int, outputs: int, dtype: DType, target: Target) -> bool:
-    """Whether this is faster than packing the weight, panel by panel or in a kernel of its own.
+    """Whether this is faster than packing the weight panel by panel.
 
     Counted are, for a step of the reduction, the multiply-adds, also in lanes that stay empty (of
     rows here, of outputs there), and the elements that are packed. One of these takes about as long
