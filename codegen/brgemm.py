@@ -143,7 +143,8 @@ class Epilogue(Protocol):
         """Extra parameters of the micro-kernel: (type, name)."""
 
     def initial(self, e: VectorEmitter, tile: Tile) -> list[Lane | None]:
-        """What the accumulators of each column of vectors start from; None is zero."""
+        """What the accumulators start from, row by row, or one row if all start from the same;
+        None is zero."""
 
     def finish(self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]) -> None:
         """Stores the tile ``values[row][vector]``."""
@@ -170,7 +171,7 @@ def micro_kernel(
     e = VectorEmitter(f, tile.lanes, tile.dtype)
     zero = e.constant(0.0, tile.dtype)
     start = [lane or zero for lane in epilogue.initial(e, tile)]
-    sums = [lane.text for _ in range(tile.rows) for lane in start]
+    sums = [lane.text for lane in start] * (tile.rows * tile.vectors // len(start))
     if tile.loops:
         product = _Product(f, e, tile)
         if tile.blocked:
@@ -348,15 +349,19 @@ class _Product:
     def _unroll(self, count: int | str) -> int:
         """Iterations per trip: a power of two, or a near divisor of the count.
 
-        More than four make the scheduler for AArch64 hold so many rows of B that it spills. With
-        AVX-512, two rows of B next to the largest tile leave no register for elements of A: LLVM
-        loads both first and spills sums, for some steps of A. One iteration is as fast.
+        More than four (two if four rows of B leave no registers for A) make the scheduler for
+        AArch64 hold so many rows of B that it spills. With AVX-512, two rows of B next to the
+        largest tile leave no register for elements of A: LLVM loads both first and spills sums, for
+        some steps of A. One iteration is as fast.
         """
         wide = self.tile.lanes * self.size == 64
         if wide and self.work + 2 * self.tile.vectors >= 32:
             return 1
+        most = min(4, _UNROLLED // self.work)
+        if self.tile.lanes * self.size == 16 and self.work + 4 * self.tile.vectors > 27:
+            most = min(most, 2)
         unroll = 1
-        while 2 * unroll * self.work <= _UNROLLED and unroll < 4:
+        while 2 * unroll <= most:
             unroll *= 2
         if isinstance(count, int):
             for near in (unroll, unroll - 1):
