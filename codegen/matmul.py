@@ -12,6 +12,7 @@ from .gemm_blocking import Gemm
 from .kernel import Kernel, traffic
 from .packing import choose_panel
 from .target import Target
+from .updating_gemm import updating_gemm_kernel
 
 
 def emit_matmul(node: Node, graph: Graph, target: Target) -> Kernel | None:
@@ -27,10 +28,11 @@ def emit_matmul(node: Node, graph: Graph, target: Target) -> Kernel | None:
     spec = _spec(found, target)
     if spec is None:
         return None
-    if spec.blocked and found.epilogue.outputs[0] is not spec.dtype:
+    emit = updating_gemm_kernel if found.epilogue.in_place else gemm_kernel
+    if emit is gemm_kernel and spec.blocked and found.epilogue.outputs[0] is not spec.dtype:
         return None  # the first output holds the partial sums
     pointers = found.pointer(0), found.pointer(1)
-    kernel = gemm_kernel(found.op, spec, found.epilogue, pointers, len(operands), target)
+    kernel = emit(found.op, spec, found.epilogue, pointers, len(operands), target)
     return replace(kernel, bytes=traffic([*operands, *node.types]))
 
 
