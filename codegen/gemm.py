@@ -171,7 +171,7 @@ class GemmWriter:
         line: Line,
         k: Size,
         count: Size,
-        epilogues: Sequence[tuple[TileEpilogue, str]],
+        epilogues: Sequence[tuple[Epilogue, str]],
     ) -> None:
         """All units of the range, for steps [k, k + count) of the reduction.
 
@@ -220,7 +220,7 @@ class GemmWriter:
         following: Following,
         k: Size,
         count: Size,
-        epilogues: Sequence[tuple[TileEpilogue, str]],
+        epilogues: Sequence[tuple[Epilogue, str]],
     ) -> None:
         """A run of units of one panel; what follows it in the chunk is ``following``."""
         later = self._later(run.b, k, chunk.first, following)
@@ -267,7 +267,7 @@ class GemmWriter:
         run: Run,
         k: Size,
         count: Size,
-        epilogues: Sequence[tuple[TileEpilogue, str]],
+        epilogues: Sequence[tuple[Epilogue, str]],
     ) -> None:
         """Rows [row, end) of one panel."""
         f, spec = self.f, self.spec
@@ -389,7 +389,7 @@ class GemmWriter:
         return "%scratch"
 
     def _rows(
-        self, run: Run, b: str, count: Size, width: int, epilogue: TileEpilogue, keep: str
+        self, run: Run, b: str, count: Size, width: int, epilogue: Epilogue, keep: str
     ) -> None:
         """Tiles over the rows of the run."""
         f, spec = self.f, self.spec
@@ -415,7 +415,7 @@ class GemmWriter:
     def _finish(
         self,
         tile: Tile,
-        epilogue: TileEpilogue,
+        epilogue: Epilogue,
         run: Run,
         start: Size,
         row: Size,
@@ -424,13 +424,14 @@ class GemmWriter:
     ) -> tuple[Tile, list[tuple[str, str]]]:
         """The tile that begins at ``row`` of the run, in a loop from row ``start`` on, with the
         places of its results; and the arguments of its epilogue."""
+        assert isinstance(epilogue, TileEpilogue)
         at = plus(self.f, run.base, row)
         return tile, epilogue.arguments(self.f, at, column, self.spec.c_pitch, keep)
 
     def _finished(
         self,
         tile: Tile,
-        epilogue: TileEpilogue,
+        epilogue: Epilogue,
         run: Run,
         start: Size,
         row: Size,
