@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import Any, TypeVar
 
-from .codegen import winograd, winograd_grad_weight
+from .codegen import updating_gemm, winograd, winograd_grad_weight
 from .codegen.columns import accepts_columns
 from .codegen.conv_grad_weight_parts import parts_for
 from .codegen.matmul import linear_operator
@@ -44,6 +44,7 @@ from .passes.fold_constants import fold_constants
 from .passes.fuse_conv_bn_relu import fuse_conv_bn_relu
 from .passes.fuse_elementwise import fuse_elementwise
 from .passes.fuse_reductions import fuse_reductions
+from .passes.fuse_update import fuse_update
 from .passes.lay_out_attention import lay_out_attention
 from .passes.lint import lint
 from .passes.lower_batch_norm import lower_batch_norm
@@ -71,6 +72,7 @@ PASSES = (
     "lower_batch_norm",
     "fuse_elementwise",
     "fuse_reductions",
+    "fuse_update",
     "pack_weights",
 )
 
@@ -354,6 +356,7 @@ def lower(
         ("lower_batch_norm", lower_batch_norm),
         ("fuse_elementwise", fuse_elementwise),
         ("fuse_reductions", fuse_reductions),
+        ("fuse_update", partial(fuse_update, is_faster=updating_gemm.is_faster)),
         ("pack_weights", partial(_pack, made=made, options=options, target=host())),
         ("eliminate_dead_code", eliminate_dead_code),
     ]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..ir.graph import Graph, Node, Value
+from ..ir.ops.contraction import IN_PLACE_ANCHORS
 from ..ir.ops.record import get
 from ..ir.types import DType, Extent, TensorType, int64
 from .body import lower_node
@@ -78,7 +79,9 @@ class TileEpilogue:
     ``outputs`` are the dtypes of the results, all of the anchor's shape. ``bias`` is the number of
     the kernel's input with one element per column. ``results`` are the values of ``body`` that are
     stored; without a body the tile itself is stored. ``accumulate`` first adds the tile to what the
-    first output holds, if the last argument (see ``arguments``) says so.
+    first output holds, if the last argument (see ``arguments``) says so. ``in_place``: an output
+    may be the memory of a ``full`` operand, so each element is read before it is written, and
+    written once.
     """
 
     outputs: tuple[DType, ...]
@@ -86,12 +89,13 @@ class TileEpilogue:
     accumulate: bool = False
     operands: tuple[Operand, ...] = ()
     body: Body | None = None
+    in_place: bool = False
 
     @property
     def key(self) -> tuple[object, ...]:
         """What the code depends on."""
         body = self.body.key if self.body is not None else ""
-        return self.outputs, self.bias, self.accumulate, self.operands, body
+        return self.outputs, self.bias, self.accumulate, self.operands, body, self.in_place
 
     # -- in the kernel
 
@@ -146,9 +150,9 @@ class TileEpilogue:
             return [None] * tile.vectors
         start: list[Lane | None] = []
         for j in range(tile.vectors):
-            at = _offset(e.fn, "%bias", j * tile.lanes, tile.dtype)
-            bias = _load(e, at, tile.dtype, tile.active(j))
-            start.append(_only_if(e, "%begins", bias) if self.accumulate else bias)
+            at = offset(e.fn, "%bias", j * tile.lanes, tile.dtype)
+            bias = load(e, at, tile.dtype, tile.active(j))
+            start.append(only_if(e, "%begins", bias) if self.accumulate else bias)
         return start
 
     def _prefetch(self, e: VectorEmitter, tile: Tile) -> None:
@@ -168,7 +172,7 @@ class TileEpilogue:
         for base, dtype, write in streams:
             for start in tile.c_rows:
                 for column in range(0, tile.width, _LINE // dtype.itemsize):
-                    e.fn.prefetch(_offset(e.fn, base, start + column, dtype), write)
+                    e.fn.prefetch(offset(e.fn, base, start + column, dtype), write)
 
     def finish(self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]) -> None:
         if not self.in_memory(tile):
@@ -190,15 +194,15 @@ class TileEpilogue:
 
     def finish_column(self, e: VectorEmitter, tile: Tile, j: int, values: list[Lane]) -> None:
         """Finishes one column of vectors: a value for each row of the tile."""
-        columns = self._columns(e, tile, j)
+        columns = self.columns(e, tile, j)
         for start, value in zip(tile.c_rows, values, strict=True):
-            self._element(e, tile, start, start // tile.c_pitch, j, value, columns)
+            self.element(e, tile, start, start // tile.c_pitch, j, value, columns)
 
     def _keep(self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]) -> None:
         """Writes the tile to memory, where the long body is applied to it row by row."""
         for i, row in enumerate(values):
             for j, value in enumerate(row):
-                at = _offset(e.fn, _TILE, (i * tile.vectors + j) * tile.lanes, tile.dtype)
+                at = offset(e.fn, _TILE, (i * tile.vectors + j) * tile.lanes, tile.dtype)
                 e.store(value, at, tile.lanes * tile.dtype.itemsize)
 
     def _kept(
@@ -210,9 +214,9 @@ class TileEpilogue:
         number = f.emit(f"mul nsw i64 {row}, {apart}")
         line = f.emit(f"mul nsw i64 {row}, {tile.vectors * lanes}")
         here = f.element(source, memory_type(tile.dtype), line)
-        at = _offset(f, here, j * lanes, tile.dtype)
+        at = offset(f, here, j * lanes, tile.dtype)
         value = e.load(at, tile.dtype, lanes * tile.dtype.itemsize)
-        self._element(e, tile, start, number, j, value, self._columns(e, tile, j))
+        self.element(e, tile, start, number, j, value, self.columns(e, tile, j))
 
     def in_memory(self, tile: Tile) -> bool:
         """Whether the body is applied in a loop over the rows instead of to each register."""
@@ -221,21 +225,21 @@ class TileEpilogue:
         steps = {b - a for a, b in zip(tile.c_rows, tile.c_rows[1:], strict=False)}
         return len(steps) == 1 and self.body.cost * tile.rows * tile.vectors > _INLINE_INSTRUCTIONS
 
-    def _columns(self, e: VectorEmitter, tile: Tile, j: int) -> dict[int, Any]:
+    def columns(self, e: VectorEmitter, tile: Tile, j: int) -> dict[int, Any]:
         """The operands that are the same for all rows."""
         found: dict[int, Any] = {}
         for k, operand in enumerate(self.operands):
             if operand.kind == "column":
-                at = _offset(e.fn, f"%e{k}", j * tile.lanes, operand.dtype)
-                found[k] = _load(e, at, operand.dtype, tile.active(j))
+                at = offset(e.fn, f"%e{k}", j * tile.lanes, operand.dtype)
+                found[k] = load(e, at, operand.dtype, tile.active(j))
             elif operand.kind == "scalar":
                 found[k] = e.load_splat(f"%e{k}", operand.dtype)
             elif operand.kind == "key":
-                offset = _offset(e.fn, f"%e{k}", 1, operand.dtype)
-                found[k] = tuple(e.load_splat(a, operand.dtype) for a in (f"%e{k}", offset))
+                second = offset(e.fn, f"%e{k}", 1, operand.dtype)
+                found[k] = tuple(e.load_splat(a, operand.dtype) for a in (f"%e{k}", second))
         return found
 
-    def _element(
+    def element(
         self,
         e: VectorEmitter,
         tile: Tile,
@@ -250,17 +254,17 @@ class TileEpilogue:
 
         def place(base: str, dtype: DType) -> str:
             there = f.element(base, memory_type(dtype), start)
-            return _offset(f, there, j * tile.lanes, dtype)
+            return offset(f, there, j * tile.lanes, dtype)
 
         if self.accumulate:
-            before = _load(e, place("%c0", tile.dtype), tile.dtype, active)
-            value = e.add(_only_if(e, "%keep", before), value)
+            before = load(e, place("%c0", tile.dtype), tile.dtype, active)
+            value = e.add(only_if(e, "%keep", before), value)
         results = [value]
         if self.body is not None:
             operands = dict(columns)
             for k, operand in enumerate(self.operands):
                 if operand.kind == "full":
-                    operands[k] = _load(e, place(f"%e{k}", operand.dtype), operand.dtype, active)
+                    operands[k] = load(e, place(f"%e{k}", operand.dtype), operand.dtype, active)
                 elif operand.kind == "row":
                     at = f.element(f"%e{k}", memory_type(operand.dtype), row)
                     operands[k] = e.load_splat(at, operand.dtype)
@@ -279,20 +283,20 @@ class TileEpilogue:
 _TILE = "%tile"
 
 
-def _only_if(e: VectorEmitter, mask: str, v: Lane) -> Lane:
+def only_if(e: VectorEmitter, mask: str, v: Lane) -> Lane:
     """``v`` if the i64 ``mask`` is -1, zeros (even for NaN) if it is 0."""
     f, bits = e.fn, e.bits(v)
     word = mask if bits.dtype is int64 else f.emit(f"trunc i64 {mask} to i32")
     return e.unbits(e.op("and", bits, e.splat(word, bits.dtype)))
 
 
-def _offset(f: Function, base: str, elements: int, dtype: DType) -> str:
+def offset(f: Function, base: str, elements: int, dtype: DType) -> str:
     if elements == 0:
         return base
     return f.emit(f"getelementptr inbounds i8, ptr {base}, i64 {elements * dtype.itemsize}")
 
 
-def _load(e: VectorEmitter, address: str, dtype: DType, active: str | None) -> Lane:
+def load(e: VectorEmitter, address: str, dtype: DType, active: str | None) -> Lane:
     return e.load(address, dtype) if active is None else e.load_masked(address, dtype, active)
 
 
@@ -391,6 +395,7 @@ def contraction_of(node: Node, operands: Sequence[TensorType]) -> Contraction | 
         sources[2] if len(sources) == 3 else None,
         operands=tuple(leaves.values()),
         body=Body(anchor.value, tuple(rest), tuple(leaves), results),
+        in_place=anchor.op in IN_PLACE_ANCHORS,
     )
     types = tuple(operands[s] for s in sources)
     pitch = node.type.pitch

@@ -13,6 +13,7 @@ from .kernel import Kernel, traffic
 from .linear_transposed import TransposedLinear, is_faster, transposed_kernel
 from .packing import choose_panel
 from .target import Target
+from .updating_gemm import updating_gemm_kernel
 
 
 def linear_operator(rows: int, depth: int, outputs: int, dtype: DType, target: Target) -> str:
@@ -48,9 +49,10 @@ def emit_matmul(node: Node, graph: Graph, target: Target) -> Kernel | None:
     spec = _spec(found, target)
     if spec is None:
         return None
-    if spec.blocked and found.epilogue.outputs[0] is not spec.dtype:
+    emit = updating_gemm_kernel if found.epilogue.in_place else gemm_kernel
+    if emit is gemm_kernel and spec.blocked and found.epilogue.outputs[0] is not spec.dtype:
         return None  # the first output holds the partial sums
-    kernel = gemm_kernel(found.op, spec, found.epilogue, pointers, len(operands), target)
+    kernel = emit(found.op, spec, found.epilogue, pointers, len(operands), target)
     return replace(kernel, bytes=moved)
 
 
