@@ -33,9 +33,9 @@ class Judge:
     make: the training of the reference, new at each call, in float64 or, as the yardstick, in
     float32; origin: what the reference is. The error of the gradients is the root mean square over
     the parameters of the norm of the error relative to the norm of the gradient. The update is
-    judged by itself: the new weights are compared with what the reference's optimizer makes of the contender's own gradients.
-    (Adam's first update is the learning rate with the gradient's sign: where that is rounding, the
-    weights of two right programs differ by twice the learning rate.)
+    judged by itself: the new weights are compared with what the reference's optimizer makes of the
+    contender's own gradients. (Adam's first update is the learning rate with the gradient's sign:
+    where that is rounding, the weights of two right programs differ by twice the learning rate.)
     """
 
     def __init__(self, make: Callable[[bool], Training], origin: str) -> None:

@@ -98,7 +98,7 @@ class _Converter:
         """The call that also updates the running statistics, as that of ``nn.BatchNorm2d``."""
         found = self.updates.of_batch_norm(node)
         if node.attrs["channel_dim"] != 1:
-            raise UnsupportedError(f"{node.op} over channels that are not dimension 1 ({node.source})")
+            raise UnsupportedError(f"{node.op} of channels-last rows at {node.source}")
         x, gamma, beta = (self._operand(v) for v in node.operands)
         mean, var = (None if v is None else self._operand(v) for v in (found.mean, found.var))
         eps = node.attrs["eps"]
