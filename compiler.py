@@ -46,6 +46,7 @@ from .passes.fuse_reductions import fuse_reductions
 from .passes.lay_out_attention import lay_out_attention
 from .passes.lint import lint
 from .passes.lower_batch_norm import lower_batch_norm
+from .passes.merge_cross_entropy import merge_cross_entropy
 from .passes.pack_weights import pack_weights
 from .passes.plan_memory import plan_memory
 from .passes.recompute import recompute
@@ -65,6 +66,7 @@ PASSES = (
     "eliminate_dead_code",
     "assign_layout",
     "absorb_flatten",
+    "merge_cross_entropy",
     "split_batch_norm",
     "fuse_conv_bn_relu",
     "lower_batch_norm",
@@ -354,6 +356,7 @@ def lower(
         ("assign_layout", assign_layout),
         ("simplify", simplify),
         *([("absorb_flatten", absorb_flatten)] if inference else ()),
+        ("merge_cross_entropy", merge_cross_entropy),
         ("split_batch_norm", split_batch_norm),
         ("fuse_conv_bn_relu", fuse_conv_bn_relu),
         ("lower_batch_norm", lower_batch_norm),

@@ -27,7 +27,7 @@ WORTH_A_THREAD = 10_000
 """A program of fewer nanoseconds of work runs on the caller alone: waking the others costs it a few
 microseconds, and they come 50 to 60 us later."""
 
-INDEXED = ("cross_entropy", "embedding", "gather")
+INDEXED = ("cross_entropy", "cross_entropy_rows", "embedding", "gather")
 """Operators whose kernels check indices or labels."""
 
 Repeat = Callable[[Sequence[object]], np.ndarray | None]
