@@ -73,6 +73,7 @@ def rows() -> Iterator[Case]:
             pair = ((N, classes), indices(N))
             yield Case("cross_entropy", pair, attrs, note)
             yield Case("cross_entropy_grad", ((), *pair), attrs, note)
+            yield Case("cross_entropy_rows", ((), *pair), attrs, note)
 
 
 def norms() -> Iterator[Case]:
@@ -183,6 +184,8 @@ AROUND = {
     "linear_transposed": 48,
     # One vector of constants, or of a row, over a loop that needs all registers.
     **dict.fromkeys(("argmax", "argmin", "max_pool2d_grad", "cross_entropy_grad"), 2),
+    # The largest logit and the label, which the loss needs behind the exponentials, too.
+    "cross_entropy_rows": 4,
 }
 
 # Half of a register or less: bytes in as many lanes as float32 has; blocks of 8 x 8 elements.
