@@ -42,6 +42,7 @@ from .passes.eliminate_redundant_softmax import eliminate_redundant_softmax
 from .passes.fold_constants import fold_constants
 from .passes.fuse_conv_bn_relu import fuse_conv_bn_relu
 from .passes.fuse_elementwise import fuse_elementwise
+from .passes.fuse_pooling import fuse_pooling
 from .passes.fuse_reductions import fuse_reductions
 from .passes.lay_out_attention import lay_out_attention
 from .passes.lint import lint
@@ -70,6 +71,7 @@ PASSES = (
     "lower_batch_norm",
     "fuse_elementwise",
     "fuse_reductions",
+    "fuse_pooling",
     "pack_weights",
 )
 
@@ -353,6 +355,7 @@ def lower(
         ("lower_batch_norm", lower_batch_norm),
         ("fuse_elementwise", fuse_elementwise),
         ("fuse_reductions", fuse_reductions),
+        ("fuse_pooling", fuse_pooling),
         ("pack_weights", partial(_pack, made=made, options=options, target=host())),
         ("eliminate_dead_code", eliminate_dead_code),
     ]

@@ -1,7 +1,8 @@
 """What happens to a finished tile of a contraction: bias, elementwise operators, stores.
 
 A ``fused`` node of kind ``contraction`` has a body that starts with the contraction (its anchor);
-the elementwise operators after it are applied to the accumulators while they are in registers.
+the elementwise operators after it are applied to the accumulators while they are in registers. The
+last operator may be a pooling, whose windows the tile then holds as a whole (``window_pool.py``).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .brgemm import Tile
 from .emitter import Lane, VectorEmitter, memory_type
 from .sizes import Size
 from .text import Function
+from .window_pool import WindowPool, window_pool
 
 # Rough instruction counts of elementwise operators; one that is not here costs one.
 _COSTS = {
@@ -55,7 +57,7 @@ class Contraction:
 
     ``operands`` are the types of the anchor's operands and ``sources`` which of the kernel's
     inputs they are; ``result`` is the type of the anchor's result; ``pitch`` is how many elements
-    the rows of the results are apart.
+    the rows of the region's results are apart.
     """
 
     op: str
@@ -78,7 +80,9 @@ class TileEpilogue:
     ``outputs`` are the dtypes of the results, all of the anchor's shape. ``bias`` is the number of
     the kernel's input with one element per column. ``results`` are the values of ``body`` that are
     stored; without a body the tile itself is stored. ``accumulate`` first adds the tile to what the
-    first output holds, if the last argument (see ``arguments``) says so.
+    first output holds, if the last argument (see ``arguments``) says so. With ``pool``, rows of a
+    tile that have the same place in the result are a window, of which one element per column is
+    stored.
     """
 
     outputs: tuple[DType, ...]
@@ -86,12 +90,13 @@ class TileEpilogue:
     accumulate: bool = False
     operands: tuple[Operand, ...] = ()
     body: Body | None = None
+    pool: WindowPool | None = None
 
     @property
     def key(self) -> tuple[object, ...]:
         """What the code depends on."""
         body = self.body.key if self.body is not None else ""
-        return self.outputs, self.bias, self.accumulate, self.operands, body
+        return self.outputs, self.bias, self.accumulate, self.operands, body, self.pool
 
     # -- in the kernel
 
@@ -183,8 +188,26 @@ class TileEpilogue:
     def finish_column(self, e: VectorEmitter, tile: Tile, j: int, values: list[Lane]) -> None:
         """Finishes one column of vectors: a value for each row of the tile."""
         columns = self._columns(e, tile, j)
+        if self.pool is not None:
+            self._windows(e, tile, j, values, columns, self.pool)
+            return
         for start, value in zip(tile.c_rows, values, strict=True):
             self._element(e, tile, start, start // tile.c_pitch, j, value, columns)
+
+    def _windows(
+        self, e: VectorEmitter, tile: Tile, j: int, values: list[Lane], columns: Mapping[int, Any],
+        pool: WindowPool,
+    ) -> None:  # fmt: skip
+        """Finishes one column of vectors of whole windows."""
+        windows: dict[int, list[list[Lane]]] = {}
+        for start, value in zip(tile.c_rows, values, strict=True):
+            results = [value]
+            if self.body is not None:
+                results = self.body.emit(e, value, columns)
+            windows.setdefault(start, []).append(results)
+        for start, members in windows.items():
+            pooled = [pool.combine(e, taps) for taps in zip(*members, strict=True)]
+            self._store(e, tile, start, j, pooled)
 
     def _keep(self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]) -> None:
         """Writes the tile to memory, where the long body is applied to it row by row."""
@@ -207,7 +230,7 @@ class TileEpilogue:
 
     def in_memory(self, tile: Tile) -> bool:
         """Whether the body is applied in a loop over the rows instead of to each register."""
-        if self.body is None or tile.rows < 2:
+        if self.body is None or tile.rows < 2 or self.pool is not None:
             return False
         steps = {b - a for a, b in zip(tile.c_rows, tile.c_rows[1:], strict=False)}
         return len(steps) == 1 and self.body.cost * tile.rows * tile.vectors > _INLINE_INSTRUCTIONS
@@ -238,20 +261,16 @@ class TileEpilogue:
     ) -> None:
         """Finishes one vector: column ``j`` of row ``row``, which starts at element ``start``."""
         f, active = e.fn, tile.active(j)
-
-        def place(base: str, dtype: DType) -> str:
-            there = f.element(base, memory_type(dtype), start)
-            return _offset(f, there, j * tile.lanes, dtype)
-
         if self.accumulate:
-            before = _load(e, place("%c0", tile.dtype), tile.dtype, active)
-            value = e.add(_only_if(e, "%keep", before), value)
+            at = _place(f, "%c0", start, j * tile.lanes, tile.dtype)
+            value = e.add(_only_if(e, "%keep", _load(e, at, tile.dtype, active)), value)
         results = [value]
         if self.body is not None:
             operands = dict(columns)
             for k, operand in enumerate(self.operands):
                 if operand.kind == "full":
-                    operands[k] = _load(e, place(f"%e{k}", operand.dtype), operand.dtype, active)
+                    at = _place(f, f"%e{k}", start, j * tile.lanes, operand.dtype)
+                    operands[k] = _load(e, at, operand.dtype, active)
                 elif operand.kind == "row":
                     at = f.element(f"%e{k}", memory_type(operand.dtype), row)
                     operands[k] = e.load_splat(at, operand.dtype)
@@ -259,8 +278,15 @@ class TileEpilogue:
             if self._needs_index:
                 e.index = f.emit(f"add nsw i64 {f.emit(index)}, {j * tile.lanes}")
             results = self.body.emit(e, value, operands)
+        self._store(e, tile, start, j, results)
+
+    def _store(
+        self, e: VectorEmitter, tile: Tile, start: int | str, j: int, results: Sequence[Lane]
+    ) -> None:
+        """Stores one vector of each result."""
+        active = tile.active(j)
         for k, (result, dtype) in enumerate(zip(results, self.outputs, strict=True)):
-            at = place(f"%c{k}", dtype)
+            at = _place(e.fn, f"%c{k}", start, j * tile.lanes, dtype)
             if active is None:
                 e.store(result, at)
             else:
@@ -275,6 +301,10 @@ def _only_if(e: VectorEmitter, mask: str, v: Lane) -> Lane:
     f, bits = e.fn, e.bits(v)
     word = mask if bits.dtype is int64 else f.emit(f"trunc i64 {mask} to i32")
     return e.unbits(e.op("and", bits, e.splat(word, bits.dtype)))
+
+
+def _place(f: Function, base: str, start: int | str, column: int, dtype: DType) -> str:
+    return _offset(f, f.element(base, memory_type(dtype), start), column, dtype)
 
 
 def _offset(f: Function, base: str, elements: int, dtype: DType) -> str:
@@ -347,6 +377,12 @@ def contraction_of(node: Node, operands: Sequence[TensorType]) -> Contraction | 
     body: Graph = node.attrs["body"]
     inputs = {n.value: int(n.attrs["path"]) for n in body.sources("input")}
     rest = [n for n in body.nodes if n.op != "input"]
+    results = tuple(body.outputs[str(k)] for k in range(len(body.outputs)))
+    pool = window_pool(rest[-1]) if len(rest) > 1 else None
+    if pool is not None:
+        if results != (rest[-1].value,):
+            return None
+        results = rest.pop().operands
     anchors = [n for n in rest if get(n.op).kind in ("contraction", "spatial")]
     if len(anchors) != 1 or any(v not in inputs for v in anchors[0].operands):
         return None
@@ -370,7 +406,8 @@ def contraction_of(node: Node, operands: Sequence[TensorType]) -> Contraction | 
                 if kind is None:
                     return None
                 leaves[v] = Operand(inputs[v], kind, body.type(v).dtype)
-    results = tuple(body.outputs[str(k)] for k in range(len(body.outputs)))
+    if pool is not None and any(o.kind not in ("column", "scalar") for o in leaves.values()):
+        return None
     if any(body.type(v).shape != wanted or v in inputs for v in results):
         return None
     kept = {anchor.value, *leaves, *(n.value for n in rest)}
@@ -382,6 +419,7 @@ def contraction_of(node: Node, operands: Sequence[TensorType]) -> Contraction | 
         sources[2] if len(sources) == 3 else None,
         operands=tuple(leaves.values()),
         body=Body(anchor.value, tuple(rest), tuple(leaves), results),
+        pool=pool,
     )
     types = tuple(operands[s] for s in sources)
     pitch = node.type.pitch
