@@ -44,6 +44,7 @@ from .passes.fuse_conv_bn_relu import fuse_conv_bn_relu
 from .passes.fuse_elementwise import fuse_elementwise
 from .passes.fuse_pooling import fuse_pooling
 from .passes.fuse_reductions import fuse_reductions
+from .passes.fuse_row_means import fuse_row_means
 from .passes.lay_out_attention import lay_out_attention
 from .passes.lint import lint
 from .passes.lower_batch_norm import lower_batch_norm
@@ -72,6 +73,7 @@ PASSES = (
     "fuse_elementwise",
     "fuse_reductions",
     "fuse_pooling",
+    "fuse_row_means",
     "pack_weights",
 )
 
@@ -356,6 +358,7 @@ def lower(
         ("fuse_elementwise", fuse_elementwise),
         ("fuse_reductions", fuse_reductions),
         ("fuse_pooling", fuse_pooling),
+        ("fuse_row_means", fuse_row_means),
         ("pack_weights", partial(_pack, made=made, options=options, target=host())),
         ("eliminate_dead_code", eliminate_dead_code),
     ]

@@ -75,13 +75,15 @@ def _emit_product(node: Node, operands: Sequence[TensorType], target: Target) ->
     spec = convolution_of(found, target)
     if spec is None:
         return None
-    if found.op == "conv2d_winograd":
-        return winograd_kernel(found, spec, len(operands), target)
     pool = found.epilogue.pool
     if spec.depthwise:
         if pool is not None:
             return None
         return depthwise_kernel(found, spec, len(operands), target)
+    if found.epilogue.sums:
+        return None
+    if found.op == "conv2d_winograd":
+        return winograd_kernel(found, spec, len(operands), target)
     if pool is None and _is_matrix_product(spec):
         return _matrix_product(found, spec, len(operands), target)
     return _Writer(found, spec, len(operands), target).kernel()

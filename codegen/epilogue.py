@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..ir.graph import Graph, Node, Value
+from ..ir.ops.adaptive_pooling import is_row_mean
 from ..ir.ops.record import get
 from ..ir.types import DType, Extent, TensorType, int64
 from .body import lower_node
@@ -82,7 +83,8 @@ class TileEpilogue:
     stored; without a body the tile itself is stored. ``accumulate`` first adds the tile to what the
     first output holds, if the last argument (see ``arguments``) says so. With ``pool``, rows of a
     tile that have the same place in the result are a window, of which one element per column is
-    stored.
+    stored. With ``sums``, the sums over the rows of the first result are handed back to whoever
+    makes the tile (see ``finish_summed``).
     """
 
     outputs: tuple[DType, ...]
@@ -91,12 +93,14 @@ class TileEpilogue:
     operands: tuple[Operand, ...] = ()
     body: Body | None = None
     pool: WindowPool | None = None
+    sums: bool = False
 
     @property
     def key(self) -> tuple[object, ...]:
         """What the code depends on."""
         body = self.body.key if self.body is not None else ""
-        return self.outputs, self.bias, self.accumulate, self.operands, body, self.pool
+        tail = self.pool, self.sums
+        return self.outputs, self.bias, self.accumulate, self.operands, body, tail
 
     # -- in the kernel
 
@@ -185,19 +189,40 @@ class TileEpilogue:
             for j in range(tile.vectors):
                 self._kept(e, tile, loop.index, j)
 
-    def finish_column(self, e: VectorEmitter, tile: Tile, j: int, values: list[Lane]) -> None:
-        """Finishes one column of vectors: a value for each row of the tile."""
+    def finish_column(
+        self, e: VectorEmitter, tile: Tile, j: int, values: list[Lane]
+    ) -> list[Lane]:
+        """Finishes one column of vectors: a value for each row of the tile. The elements of the
+        first result, in the order in which they are stored."""
         columns = self._columns(e, tile, j)
         if self.pool is not None:
-            self._windows(e, tile, j, values, columns, self.pool)
-            return
-        for start, value in zip(tile.c_rows, values, strict=True):
+            return self._windows(e, tile, j, values, columns, self.pool)
+        return [
             self._element(e, tile, start, start // tile.c_pitch, j, value, columns)
+            for start, value in zip(tile.c_rows, values, strict=True)
+        ]
+
+    def finish_summed(
+        self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]
+    ) -> list[Lane]:
+        """Stores a tile whose body is applied in memory (see ``in_memory``); the sums over its rows
+        of the first result, by column of vectors."""
+        self._keep(e, tile, values)
+        zero = e.constant(0.0, self.outputs[0])
+        carry = [(e.type(zero.dtype), zero.text)]
+        totals = []
+        # One loop per column: the body's constants leave few registers for sums.
+        for j in range(tile.vectors):
+            with e.fn.loop(tile.rows, carry=carry) as loop:
+                value = self._kept(e, tile, loop.index, j)
+                loop.next = [e.add(Lane(loop.carried[0], zero.dtype), value).text]
+            totals.append(Lane(loop.results[0], zero.dtype))
+        return totals
 
     def _windows(
         self, e: VectorEmitter, tile: Tile, j: int, values: list[Lane], columns: Mapping[int, Any],
         pool: WindowPool,
-    ) -> None:  # fmt: skip
+    ) -> list[Lane]:  # fmt: skip
         """Finishes one column of vectors of whole windows."""
         windows: dict[int, list[list[Lane]]] = {}
         for start, value in zip(tile.c_rows, values, strict=True):
@@ -205,9 +230,12 @@ class TileEpilogue:
             if self.body is not None:
                 results = self.body.emit(e, value, columns)
             windows.setdefault(start, []).append(results)
+        stored = []
         for start, members in windows.items():
             pooled = [pool.combine(e, taps) for taps in zip(*members, strict=True)]
             self._store(e, tile, start, j, pooled)
+            stored.append(pooled[0])
+        return stored
 
     def _keep(self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]) -> None:
         """Writes the tile to memory, where the long body is applied to it row by row."""
@@ -216,7 +244,7 @@ class TileEpilogue:
                 at = _offset(e.fn, _TILE, (i * tile.vectors + j) * tile.lanes, tile.dtype)
                 e.store(value, at, tile.lanes * tile.dtype.itemsize)
 
-    def _kept(self, e: VectorEmitter, tile: Tile, row: str, j: int) -> None:
+    def _kept(self, e: VectorEmitter, tile: Tile, row: str, j: int) -> Lane:
         """Finishes a vector that ``_keep`` wrote."""
         f, lanes = e.fn, tile.lanes
         step = tile.c_rows[1] - tile.c_rows[0]
@@ -226,7 +254,7 @@ class TileEpilogue:
         here = f.element(_TILE, memory_type(tile.dtype), line)
         at = _offset(f, here, j * lanes, tile.dtype)
         value = e.load(at, tile.dtype, lanes * tile.dtype.itemsize)
-        self._element(e, tile, start, number, j, value, self._columns(e, tile, j))
+        return self._element(e, tile, start, number, j, value, self._columns(e, tile, j))
 
     def in_memory(self, tile: Tile) -> bool:
         """Whether the body is applied in a loop over the rows instead of to each register."""
@@ -258,8 +286,9 @@ class TileEpilogue:
         j: int,
         value: Lane,
         columns: Mapping[int, Any],
-    ) -> None:
-        """Finishes one vector: column ``j`` of row ``row``, which starts at element ``start``."""
+    ) -> Lane:
+        """Finishes one vector: column ``j`` of row ``row``, which starts at element ``start``. Its
+        elements of the first result."""
         f, active = e.fn, tile.active(j)
         if self.accumulate:
             at = _place(f, "%c0", start, j * tile.lanes, tile.dtype)
@@ -279,6 +308,7 @@ class TileEpilogue:
                 e.index = f.emit(f"add nsw i64 {f.emit(index)}, {j * tile.lanes}")
             results = self.body.emit(e, value, operands)
         self._store(e, tile, start, j, results)
+        return results[0]
 
     def _store(
         self, e: VectorEmitter, tile: Tile, start: int | str, j: int, results: Sequence[Lane]
@@ -383,6 +413,12 @@ def contraction_of(node: Node, operands: Sequence[TensorType]) -> Contraction | 
         if results != (rest[-1].value,):
             return None
         results = rest.pop().operands
+    last = rest[-1]
+    sums = len(rest) > 1 and is_row_mean(last.op, last.attrs, body.type(last.operands[0]))
+    if sums:
+        if results != (rest[-1].operands[0], rest[-1].value):
+            return None
+        results = rest.pop().operands
     anchors = [n for n in rest if get(n.op).kind in ("contraction", "spatial")]
     if len(anchors) != 1 or any(v not in inputs for v in anchors[0].operands):
         return None
@@ -420,6 +456,7 @@ def contraction_of(node: Node, operands: Sequence[TensorType]) -> Contraction | 
         operands=tuple(leaves.values()),
         body=Body(anchor.value, tuple(rest), tuple(leaves), results),
         pool=pool,
+        sums=sums,
     )
     types = tuple(operands[s] for s in sources)
     pitch = node.type.pitch
