@@ -43,7 +43,9 @@ from .passes.eliminate_redundant_softmax import eliminate_redundant_softmax
 from .passes.fold_constants import fold_constants
 from .passes.fuse_conv_bn_relu import fuse_conv_bn_relu
 from .passes.fuse_elementwise import fuse_elementwise
+from .passes.fuse_pooling import fuse_pooling
 from .passes.fuse_reductions import fuse_reductions
+from .passes.fuse_row_means import fuse_row_means
 from .passes.fuse_update import fuse_update
 from .passes.lay_out_attention import lay_out_attention
 from .passes.lint import lint
@@ -75,6 +77,8 @@ PASSES = (
     "fuse_elementwise",
     "fuse_reductions",
     "fuse_update",
+    "fuse_pooling",
+    "fuse_row_means",
     "pack_weights",
 )
 
@@ -366,6 +370,8 @@ def lower(
         ("fuse_elementwise", fuse_elementwise),
         ("fuse_reductions", fuse_reductions),
         ("fuse_update", partial(fuse_update, is_faster=updating_gemm.is_faster)),
+        ("fuse_pooling", fuse_pooling),
+        ("fuse_row_means", fuse_row_means),
         ("pack_weights", partial(_pack, made=made, options=options, target=host())),
         ("eliminate_dead_code", eliminate_dead_code),
     ]

@@ -76,11 +76,16 @@ def _emit_product(node: Node, operands: Sequence[TensorType], target: Target) ->
     spec = convolution_of(found, target)
     if spec is None:
         return None
+    pool = found.epilogue.pool
+    if spec.depthwise:
+        if pool is not None:
+            return None
+        return depthwise_kernel(found, spec, len(operands), target)
+    if found.epilogue.sums:
+        return None
     if found.op == "conv2d_winograd":
         return winograd_kernel(found, spec, len(operands), target)
-    if spec.depthwise:
-        return depthwise_kernel(found, spec, len(operands), target)
-    if _is_matrix_product(spec):
+    if pool is None and _is_matrix_product(spec):
         return _matrix_product(found, spec, len(operands), target)
     return _Writer(found, spec, len(operands), target).kernel()
 
@@ -101,6 +106,9 @@ def convolution_of(found: Contraction, target: Target) -> Convolution | None:
     kernel = attrs["kernel_size"] if packed else shape_at(w.shape[2:], 1)
     *source, inputs = shape_at(x.shape[1:], 1)
     *result, outputs = shape_at(found.result.shape[1:], 1)
+    pool = found.epilogue.pool
+    if pool is not None:
+        result = [*pool.covered((result[0], result[1]))]
     columns = outputs // groups if not groups == inputs == outputs else outputs
     panel = attrs["panel"] if packed else choose_panel(columns, target, x.dtype)
     if panel % target.lanes(x.dtype):
@@ -111,7 +119,7 @@ def convolution_of(found: Contraction, target: Target) -> Convolution | None:
         if gradient:
             axes.append(gradient_axis(result[i], source[i], *geometry))
         else:
-            axes.append(forward_axis(source[i], *geometry))
+            axes.append(forward_axis(source[i], *geometry).first(result[i]))
     pixels = source if gradient else result
     work = numel((x.shape[0], *pixels, inputs, outputs // groups, *kernel))
     return Convolution(
@@ -185,7 +193,11 @@ class _Writer:
         if step % 4096 == 0:
             # All pixels fall into one set of the first level cache, which has 8 ways.
             self.tallest = {v: min(r, 6) for v, r in self.tallest.items()}
-        self.lines = self._lines_per_tile()
+        # Pixels of a window that tiles pool, and the size of what is stored.
+        pool = found.epilogue.pool
+        self.window = pool.kernel if pool is not None else (1, 1)
+        self.stored = pool.pooled(spec.size) if pool is not None else spec.size
+        self.lines = self._lines_per_tile() if pool is None else self.window[0]
         self.block_rows = self._block_rows()
         whole = self._copy(spec.rows.count)
         self.keeps_image = self.copied and whole.bytes <= target.l1 // 2
@@ -280,7 +292,9 @@ class _Writer:
         """
         spec = self.spec
         rows = spec.rows.phases
-        if len(rows) > 1 or rows[0].taps < 2 or self.epilogue.outputs[0] is not spec.dtype:
+        # The image keeps the sums.
+        keeps = self.epilogue.outputs[0] is spec.dtype and self.epilogue.pool is None
+        if len(rows) > 1 or rows[0].taps < 2 or not keeps:
             return False
         panel = spec.panel_elements * spec.dtype.itemsize
         return panel + self._bytes_read(self.block_rows) > self.target.l2
@@ -445,15 +459,22 @@ class _Writer:
         keep: str = ALL_ONES,
     ) -> None:
         """All outputs of one phase in a block."""
-        f, spec = self.f, self.spec
+        f = self.f
         vectors = -(-block.width // self.lanes)
-        tiles = runs(even_chunks(self.lines * columns.count, self.tallest[vectors]))
+        tiles = runs(self._heights(columns, self.tallest[vectors]))
         with f.loop(block.count, step=self.lines) as loop:
             line = f.element(a, self.scalar, times(f, loop.index, rows.advance * self.pitch))
             y = plus(f, times(f, plus(f, block.start, loop.index), rows.step), rows.first)
-            y = plus(f, times(f, block.image, spec.size[0]), y)
-            row = plus(f, times(f, y, spec.size[1]), columns.first)
+            y = quotient(f, y, self.window[0])
+            y = plus(f, times(f, block.image, self.stored[0]), y)
+            row = plus(f, times(f, y, self.stored[1]), columns.first)
             self._tiles(line, b, row, block, tiles, rows, columns, epilogue, keep)
+
+    def _heights(self, columns: Phase, tallest: int) -> list[int]:
+        """Outputs per tile of ``self.lines`` rows: pixels or, if they are pooled, windows."""
+        down, across = self.window
+        outputs = self.lines // down * (columns.count // across)
+        return even_chunks(outputs, max(1, tallest // (down * across)))
 
     def _tiles(
         self,
@@ -469,12 +490,13 @@ class _Writer:
     ) -> None:
         """``self.lines`` rows of the output, as many tiles of each height as ``tiles`` says."""
         f, spec = self.f, self.spec
-        if self.lines > 1:
+        if self.lines > self.window[0]:
             tiles = [(t, at + k * t, 1) for t, at, n in tiles for k in range(n)]
         for height, first, how_many in tiles:
             tile, origin = self._tile(height, first, block.width, rows, columns)
             with f.loop(how_many) as loop:
-                moved = times(f, loop.index, height * columns.advance * self.pixel)
+                step = height * self.window[1] * columns.advance
+                moved = times(f, loop.index, step * self.pixel)
                 here = f.element(a, self.scalar, plus(f, moved, origin))
                 pixel = plus(f, times(f, loop.index, height * columns.step), first * columns.step)
                 args = [("ptr", here), ("ptr", b)]
@@ -498,17 +520,21 @@ class _Writer:
     ) -> tuple[Tile, int]:
         """The tile of outputs ``first`` and following, and the offset in A of its first row."""
         spec = self.spec
-        offsets = []
-        for output in range(first, first + height):
-            y, x = divmod(output, columns.count)
-            offsets.append(y * rows.advance * self.pitch + x * columns.advance * self.pixel)
+        down, across = self.window
+        pixels = [divmod(output, columns.count) for output in range(first, first + height)]
+        if down * across > 1:
+            of_row = range(first * across, (first + height) * across)
+            pixels = [(y, x) for y in range(down) for x in of_row]
+        offsets = [
+            y * rows.advance * self.pitch + x * columns.advance * self.pixel for y, x in pixels
+        ]
         vectors = -(-width // self.lanes)
         step = columns.step * spec.y_pitch
         tile = Tile(
             spec.dtype,
             self.lanes,
             tuple(o - offsets[0] for o in offsets),
-            tuple(i * step for i in range(height)),
+            tuple(i // across % height * step for i in range(len(pixels))),
             vectors,
             width - (vectors - 1) * self.lanes,
             self._loops(rows, columns),
