@@ -42,6 +42,7 @@ from .passes.eliminate_redundant_softmax import eliminate_redundant_softmax
 from .passes.fold_constants import fold_constants
 from .passes.fuse_conv_bn_relu import fuse_conv_bn_relu
 from .passes.fuse_elementwise import fuse_elementwise
+from .passes.fuse_pooling import fuse_pooling
 from .passes.fuse_reductions import fuse_reductions
 from .passes.lay_out_attention import lay_out_attention
 from .passes.lint import lint
@@ -50,6 +51,7 @@ from .passes.pack_weights import pack_weights
 from .passes.plan_memory import plan_memory
 from .passes.recompute import recompute
 from .passes.rewriting import Ledger
+from .passes.save_pool_places import save_pool_places
 from .passes.simplify import simplify
 from .passes.split_backward import split_backward
 from .passes.split_batch_norm import split_batch_norm
@@ -65,10 +67,12 @@ PASSES = (
     "eliminate_dead_code",
     "assign_layout",
     "absorb_flatten",
+    "save_pool_places",
     "split_batch_norm",
     "fuse_conv_bn_relu",
     "lower_batch_norm",
     "fuse_elementwise",
+    "fuse_pooling",
     "fuse_reductions",
     "pack_weights",
 )
@@ -237,6 +241,8 @@ def compile_training(
     graph = _recompute(graph, results | set(graph.updates.values()), made, options)
     if options.enabled("assign_layout"):
         graph = _run("assign_layout", assign_layout, graph, made)
+    if options.enabled("save_pool_places"):
+        graph = _run("save_pool_places", save_pool_places, graph, made)
     with _timed(made, "passes", "split_backward"):
         forward, backward = split_backward(graph)
     made.stages["optimized"] = lower(forward, made, options)
@@ -348,10 +354,12 @@ def lower(
         ("assign_layout", assign_layout),
         ("simplify", simplify),
         *([("absorb_flatten", absorb_flatten)] if inference else ()),
+        ("save_pool_places", save_pool_places),
         ("split_batch_norm", split_batch_norm),
         ("fuse_conv_bn_relu", fuse_conv_bn_relu),
         ("lower_batch_norm", lower_batch_norm),
         ("fuse_elementwise", fuse_elementwise),
+        ("fuse_pooling", fuse_pooling),
         ("fuse_reductions", fuse_reductions),
         ("pack_weights", partial(_pack, made=made, options=options, target=host())),
         ("eliminate_dead_code", eliminate_dead_code),

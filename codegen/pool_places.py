@@ -1,0 +1,255 @@
+"""Max pooling with places, and the routing of its gradient, in a loop with elementwise operators.
+
+The windows tile the image (``ir/ops/pool_places.py``), so that every pixel belongs to one of them and
+is computed once. Lanes are neighbouring channels; a task is one row of windows. What there is one of
+per channel stays in registers along the row. In a region of kind ``pooling``, elementwise operators in
+front compute the operand of the pooling, and those behind a scattered gradient take it from a register.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ..errors import UnsupportedError
+from ..ir.graph import Graph, Node, Value
+from ..ir.types import DType, Shape, TensorType, float32, float64, int32, int64, numel, uint8
+from .body import PASSED_THROUGH, lower_nodes, split_by_motion
+from .emitter import Lane, memory_type
+from .kernel import Kernel, TaskCount
+from .loops import Position
+from .sizes import Size, plus, times, unravel
+from .target import Target
+from .writer import KernelWriter, column_blocks, in_column_block
+
+POOLING = ("max_pool2d", "max_pool2d_with_places")
+GATHER, SCATTER = "max_pool2d_gather", "max_pool2d_scatter"
+PLACES = ("max_pool2d_with_places", GATHER, SCATTER)
+
+# Elements of the largest window, whose loop is unrolled.
+UNROLLED = 16
+
+
+def emit_pool_places(node: Node, graph: Graph, target: Target) -> Kernel | None:
+    """A kernel for one of ``PLACES``, or for a ``fused`` region around one or ``max_pool2d``."""
+    w = KernelWriter("poolplaces", node, graph, target)
+    body = node.attrs["body"] if node.op == "fused" else _as_body(node, w.inputs)
+    anchor = next(n for n in body.nodes if n.op in (*POOLING, SCATTER, GATHER))
+    height, width = anchor.attrs["kernel_size"]
+    if height * width > UNROLLED or anchor.type.dtype not in (float32, float64):
+        return None
+    try:
+        made = _Windows(w, body, anchor)
+        tasks = made.scatter() if anchor.op == SCATTER else made.pool()
+    except UnsupportedError:
+        return None
+    work = sum(n.op not in PASSED_THROUGH for n in body.nodes)
+    return w.finish(tasks, flops=numel(made.image.shape) * work)
+
+
+def _as_body(node: Node, types: list[TensorType]) -> Graph:
+    body = Graph("pooling")
+    operands = [body.add("input", path=str(i), type=t) for i, t in enumerate(types)]
+    found = body.add(node.op, *operands, **node.attrs)
+    values = (found,) if isinstance(found, Value) else found
+    body.outputs = {str(i): v for i, v in enumerate(values)}
+    return body
+
+
+class _Windows:
+    """One kernel being written: ``image`` is the large side of the pooling, ``map`` the small one."""
+
+    def __init__(self, w: KernelWriter, body: Graph, anchor: Node) -> None:
+        self.w, self.fn, self.body, self.anchor = w, w.fn, body, anchor
+        source = body.type(anchor.operands[0])
+        self.image = anchor.type if anchor.op == SCATTER else source
+        self.map = source if anchor.op == SCATTER else anchor.type
+        self.dtype: DType = anchor.type.dtype
+        self.kernel: tuple[int, int] = anchor.attrs["kernel_size"]
+        self.channels: int = self.image.shape[3]  # type: ignore[assignment]
+        self.e = w.emitter(self.dtype, self.channels)
+        # Places are compared and selected by masks of the image's elements, so they are as wide.
+        self.place_type = int32 if self.dtype is float32 else int64
+
+    @property
+    def windows(self) -> tuple[int, int]:
+        """Rows and columns of the map."""
+        return self.map.shape[1], self.map.shape[2]  # type: ignore[return-value]
+
+    def taps(self) -> Iterator[tuple[int, int, int]]:
+        """(place, row, column) of the elements of a window."""
+        height, width = self.kernel
+        return ((kh * width + kw, kh, kw) for kh in range(height) for kw in range(width))
+
+    def rows_of_windows(self, body: Callable[[Size, Size, Position], None]) -> TaskCount:
+        """``body(image, row of windows, channels)`` for all of them."""
+        fn, e, height = self.fn, self.e, self.windows[0]
+        images = self.image.shape[0]
+        blocks = column_blocks(e, self.channels, 1)
+        with fn.loop("%end", "%begin") as task:
+            n, oh = unravel(fn, task.index, [self.w.size(images), height])
+
+            def block(at: list[Position]) -> None:
+                body(n, oh, at[0])
+
+            if blocks == 1:
+                in_column_block(e, self.channels, 1, 0, block)
+            else:
+                with fn.loop(blocks) as b:
+                    in_column_block(e, self.channels, 1, b.index, block)
+        return TaskCount(images * height)
+
+    # -- places in memory
+
+    def pixel(self, kind: TensorType, n: Size, h: Size, w: Size) -> Size:
+        """The first element of a pixel of the image or the map."""
+        fn, (_, height, width, channels) = self.fn, kind.shape
+        row = plus(fn, times(fn, n, height), h)  # type: ignore[arg-type]
+        return times(fn, plus(fn, times(fn, row, width), w), channels)  # type: ignore[arg-type]
+
+    def load(self, at: Position, path: str, pixel: Size) -> Lane:
+        dtype = self.w.inputs[int(path)].dtype
+        return at.load(self.fn.element(f"%in{path}", memory_type(dtype), pixel), dtype)
+
+    def load_place(self, at: Position, value: Value, pixel: Size) -> Lane:
+        return self.e.cast(self.load(at, self._path(value), pixel), self.place_type)
+
+    def _path(self, value: Value) -> str:
+        node = self.body.node(value)
+        if node.op != "input":
+            raise UnsupportedError(f"%{node.name} is computed in the region of {self.anchor.op}")
+        return str(node.attrs["path"])
+
+    def store(self, at: Position, value: Value, v: Lane, pixel: Size) -> None:
+        """Writes a value if it is a result of the kernel."""
+        for k, out in enumerate(self.body.outputs.values()):
+            if out == value:
+                found = self.e.cast(v, self.body.type(value).dtype)
+                at.store(found, self.fn.element(f"%out{k}", memory_type(found.dtype), pixel))
+
+    # -- elementwise operators
+
+    def fixed(self, at: Position, nodes: list[Node]) -> dict[Value, Any]:
+        """What does not change along a row."""
+        env: dict[Value, Any] = {}
+
+        def load(path: str) -> Lane:
+            kind = self.w.inputs[int(path)]
+            if numel(kind.shape) == 1:
+                return self.e.load_splat(f"%in{path}", kind.dtype)
+            return self.load(at, path, 0)
+
+        lower_nodes(self.e, nodes, env, {}, load)
+        return env
+
+    def compute(
+        self, at: Position, nodes: list[Node], env: dict[Value, Any], pixel: Size
+    ) -> dict[Value, Any]:
+        """``env`` and the values of ``nodes`` at a pixel of the image."""
+        made = dict(env)
+        lower_nodes(self.e, nodes, made, {}, lambda path: self.load(at, path, pixel))
+        return made
+
+    def _split(self, nodes: list[Node], moving: tuple[Value, ...]) -> tuple[list[Node], list[Node]]:
+        shape: Shape = self.image.shape
+        return split_by_motion(nodes, shape, moving)
+
+    # -- kernels
+
+    def pool(self) -> TaskCount:
+        """Pooling, gathers at its places, or gathers at places from memory."""
+        fn, e, body = self.fn, self.e, self.body
+        gathers = [n for n in body.nodes if n.op == GATHER]
+        ends = {n.name for n in (self.anchor, *gathers)}
+        known = None if self.anchor.op in POOLING else self.anchor.operands[1]
+        nodes = [n for n in body.nodes if n.name not in ends and n.value != known]
+        moving, still = self._split(nodes, ())
+        best_of = [*([self.anchor.operands[0]] if known is None else ())]
+        wanted = [*best_of, *(n.operands[0] for n in gathers)]
+
+        def row(n: Size, oh: Size, at: Position) -> None:
+            constants = self.fixed(at, still)
+            height, width = self.kernel
+            first = self.pixel(self.image, n, times(fn, oh, height), 0)
+            to = self.pixel(self.map, n, oh, 0)
+            with fn.loop(self.windows[1]) as loop:
+                corner = plus(fn, first, times(fn, loop.index, width * self.channels))
+                out = plus(fn, to, times(fn, loop.index, self.channels))
+                place = None if known is None else self.load_place(at, known, out)
+                chosen: list[Lane] = []
+                found: Lane | None = None
+                for k, kh, kw in self.taps():
+                    offset = (kh * self.image.shape[2] + kw) * self.channels  # type: ignore[operator]
+                    env = self.compute(at, moving, constants, plus(fn, corner, offset))
+                    values = [env[v] for v in wanted]
+                    if not k:
+                        chosen, found = values, e.constant(0, self.place_type)
+                        continue
+                    if place is None:
+                        hit = self._is_larger(values[0], chosen[0])
+                        found = e.select(hit, e.constant(k, self.place_type), found)
+                    else:
+                        hit = e.eq(place, e.constant(k, self.place_type))
+                    pairs = zip(values, chosen, strict=True)
+                    chosen = [e.select(hit, v, c) for v, c in pairs]
+                results = [*([self.anchor.value] if known is None else ()), *(g.value for g in gathers)]
+                for value, v in zip(results, chosen, strict=True):
+                    self.store(at, value, v, out)
+                if self.anchor.op == "max_pool2d_with_places" and found is not None:
+                    self.store(at, self.anchor.values[1], found, out)
+
+        return self.rows_of_windows(row)
+
+    def _is_larger(self, v: Lane, best: Lane) -> Lane:
+        """Whether ``v`` takes the place of ``best``: it is larger, or the first NaN."""
+        e = self.e
+        not_smaller = e.logical_not(e.le(v, best))  # or either is NaN
+        return e.logical_and(not_smaller, e.logical_not(e.isnan(best)))
+
+    def scatter(self) -> TaskCount:
+        """The gradient at its places, zeros elsewhere, and what is computed of that."""
+        fn, e, body, anchor = self.fn, self.e, self.body, self.anchor
+        apart = {anchor.name, *(v.node for v in anchor.operands)}
+        moving, still = self._split(
+            [n for n in body.nodes if n.name not in apart], (anchor.value,)
+        )
+        zero = e.constant(0, self.dtype)
+        (height, width), (rows, columns) = self.kernel, self.windows
+        _, h_end, w_end, _ = self.image.shape
+        g_path = self._path(anchor.operands[0])
+
+        def row(n: Size, oh: Size, at: Position) -> None:
+            constants = self.fixed(at, still)
+
+            def write(g: Lane, pixel: Size) -> None:
+                env = self.compute(at, moving, {**constants, anchor.value: g}, pixel)
+                for value in dict.fromkeys(body.outputs.values()):
+                    self.store(at, value, env[value], pixel)
+
+            def zeros(h: Size, start: int) -> None:
+                """What no window reaches of a row, from a column on."""
+                line = self.pixel(self.image, n, h, 0)
+                if start < w_end:  # type: ignore[operator]
+                    with fn.loop(w_end, start) as loop:  # type: ignore[arg-type]
+                        write(zero, plus(fn, line, times(fn, loop.index, self.channels)))
+
+            top = times(fn, oh, height)
+            first = self.pixel(self.image, n, top, 0)
+            of = self.pixel(self.map, n, oh, 0)
+            with fn.loop(columns) as loop:
+                corner = plus(fn, first, times(fn, loop.index, width * self.channels))
+                source = plus(fn, of, times(fn, loop.index, self.channels))
+                g = self.load(at, g_path, source)
+                place = self.load_place(at, anchor.operands[1], source)
+                for k, kh, kw in self.taps():
+                    offset = (kh * w_end + kw) * self.channels  # type: ignore[operator]
+                    hit = e.eq(place, e.constant(k, self.place_type))
+                    write(e.select(hit, g, zero), plus(fn, corner, offset))
+            for kh in range(height):
+                zeros(plus(fn, top, kh), columns * width)
+            if rows * height < h_end:  # type: ignore[operator]
+                with fn.when(fn.emit(f"icmp eq i64 {oh}, {rows - 1}")):
+                    with fn.loop(h_end, rows * height) as rest:  # type: ignore[arg-type]
+                        zeros(rest.index, 0)
+
+        return self.rows_of_windows(row)
