@@ -32,9 +32,11 @@ UNROLLED = 16
 
 def emit_pool_places(node: Node, graph: Graph, target: Target) -> Kernel | None:
     """A kernel for one of ``PLACES``, or for a ``fused`` region around one or ``max_pool2d``."""
-    w = KernelWriter("poolplaces", node, graph, target)
-    body = node.attrs["body"] if node.op == "fused" else _as_body(node, w.inputs)
+    types = [graph.type(v) for v in node.operands]
+    body = node.attrs["body"] if node.op == "fused" else _as_body(node, types)
     anchor = next(n for n in body.nodes if n.op in (*POOLING, SCATTER, GATHER))
+    # A pixel of the image is read and written at once (``passes/in_place.py``).
+    w = KernelWriter("poolplaces", node, graph, target, in_place=anchor.op == SCATTER)
     height, width = anchor.attrs["kernel_size"]
     if height * width > UNROLLED or anchor.type.dtype not in (float32, float64):
         return None
