@@ -1,9 +1,10 @@
 """Max pooling with places, and the routing of its gradient, in a loop with elementwise operators.
 
-The windows tile the image (``ir/ops/pool_places.py``), so that every pixel belongs to one of them and
-is computed once. Lanes are neighbouring channels; a task is one row of windows. What there is one of
-per channel stays in registers along the row. In a region of kind ``pooling``, elementwise operators in
-front compute the operand of the pooling, and those behind a scattered gradient take it from a register.
+The windows tile the image (``ir/ops/pool_places.py``), so that every pixel belongs to one of them
+and is computed once. Lanes are neighbouring channels; a task is one row of windows. What there is
+one of per channel stays in registers along the row. In a region of kind ``pooling``, elementwise
+operators in front compute the operand of the pooling, and those behind a scattered gradient take it
+from a register.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from ..errors import UnsupportedError
 from ..ir.graph import Graph, Node, Value
-from ..ir.types import DType, Shape, TensorType, float32, float64, int32, int64, numel, uint8
+from ..ir.types import DType, TensorType, float32, float64, int32, int64, numel
 from .body import PASSED_THROUGH, lower_nodes, split_by_motion
 from .emitter import Lane, memory_type
 from .kernel import Kernel, TaskCount
@@ -58,8 +59,18 @@ def _as_body(node: Node, types: list[TensorType]) -> Graph:
     return body
 
 
+def _size(kind: TensorType) -> tuple[int, int]:
+    """Rows and columns of an image."""
+    _, height, width, _ = kind.shape
+    return int(height), int(width)  # type: ignore[arg-type]
+
+
 class _Windows:
-    """One kernel being written: ``image`` is the large side of the pooling, ``map`` the small one."""
+    """One kernel being written.
+
+    ``image`` is the large side of the pooling and ``map`` the small one; ``size`` and ``windows``
+    are their rows and columns.
+    """
 
     def __init__(self, w: KernelWriter, body: Graph, anchor: Node) -> None:
         self.w, self.fn, self.body, self.anchor = w, w.fn, body, anchor
@@ -68,15 +79,11 @@ class _Windows:
         self.map = source if anchor.op == SCATTER else anchor.type
         self.dtype: DType = anchor.type.dtype
         self.kernel: tuple[int, int] = anchor.attrs["kernel_size"]
-        self.channels: int = self.image.shape[3]  # type: ignore[assignment]
+        self.size, self.windows = (_size(t) for t in (self.image, self.map))
+        self.channels = int(self.image.shape[3])  # type: ignore[arg-type]
         self.e = w.emitter(self.dtype, self.channels)
         # Places are compared and selected by masks of the image's elements, so they are as wide.
         self.place_type = int32 if self.dtype is float32 else int64
-
-    @property
-    def windows(self) -> tuple[int, int]:
-        """Rows and columns of the map."""
-        return self.map.shape[1], self.map.shape[2]  # type: ignore[return-value]
 
     def taps(self) -> Iterator[tuple[int, int, int]]:
         """(place, row, column) of the elements of a window."""
@@ -105,9 +112,9 @@ class _Windows:
 
     def pixel(self, kind: TensorType, n: Size, h: Size, w: Size) -> Size:
         """The first element of a pixel of the image or the map."""
-        fn, (_, height, width, channels) = self.fn, kind.shape
-        row = plus(fn, times(fn, n, height), h)  # type: ignore[arg-type]
-        return times(fn, plus(fn, times(fn, row, width), w), channels)  # type: ignore[arg-type]
+        fn, (height, width) = self.fn, _size(kind)
+        row = plus(fn, times(fn, n, height), h)
+        return times(fn, plus(fn, times(fn, row, width), w), self.channels)
 
     def load(self, at: Position, path: str, pixel: Size) -> Lane:
         dtype = self.w.inputs[int(path)].dtype
@@ -153,8 +160,7 @@ class _Windows:
         return made
 
     def _split(self, nodes: list[Node], moving: tuple[Value, ...]) -> tuple[list[Node], list[Node]]:
-        shape: Shape = self.image.shape
-        return split_by_motion(nodes, shape, moving)
+        return split_by_motion(nodes, self.image.shape, moving)
 
     # -- kernels
 
@@ -166,8 +172,10 @@ class _Windows:
         known = None if self.anchor.op in POOLING else self.anchor.operands[1]
         nodes = [n for n in body.nodes if n.name not in ends and n.value != known]
         moving, still = self._split(nodes, ())
-        best_of = [*([self.anchor.operands[0]] if known is None else ())]
-        wanted = [*best_of, *(n.operands[0] for n in gathers)]
+        # What is chosen of each window, and the value that it becomes.
+        chosen_of = {g.value: g.operands[0] for g in gathers}
+        if known is None:
+            chosen_of = {self.anchor.value: self.anchor.operands[0], **chosen_of}
 
         def row(n: Size, oh: Size, at: Position) -> None:
             constants = self.fixed(at, still)
@@ -178,26 +186,26 @@ class _Windows:
                 corner = plus(fn, first, times(fn, loop.index, width * self.channels))
                 out = plus(fn, to, times(fn, loop.index, self.channels))
                 place = None if known is None else self.load_place(at, known, out)
+                found = e.constant(0, self.place_type)
                 chosen: list[Lane] = []
-                found: Lane | None = None
                 for k, kh, kw in self.taps():
-                    offset = (kh * self.image.shape[2] + kw) * self.channels  # type: ignore[operator]
+                    offset = (kh * self.size[1] + kw) * self.channels
                     env = self.compute(at, moving, constants, plus(fn, corner, offset))
-                    values = [env[v] for v in wanted]
+                    values = [env[v] for v in chosen_of.values()]
                     if not k:
-                        chosen, found = values, e.constant(0, self.place_type)
+                        chosen = values
                         continue
+                    number = e.constant(k, self.place_type)
                     if place is None:
                         hit = self._is_larger(values[0], chosen[0])
-                        found = e.select(hit, e.constant(k, self.place_type), found)
+                        found = e.select(hit, number, found)
                     else:
-                        hit = e.eq(place, e.constant(k, self.place_type))
+                        hit = e.eq(place, number)
                     pairs = zip(values, chosen, strict=True)
                     chosen = [e.select(hit, v, c) for v, c in pairs]
-                results = [*([self.anchor.value] if known is None else ()), *(g.value for g in gathers)]
-                for value, v in zip(results, chosen, strict=True):
+                for value, v in zip(chosen_of, chosen, strict=True):
                     self.store(at, value, v, out)
-                if self.anchor.op == "max_pool2d_with_places" and found is not None:
+                if self.anchor.op == "max_pool2d_with_places":
                     self.store(at, self.anchor.values[1], found, out)
 
         return self.rows_of_windows(row)
@@ -217,7 +225,7 @@ class _Windows:
         )
         zero = e.constant(0, self.dtype)
         (height, width), (rows, columns) = self.kernel, self.windows
-        _, h_end, w_end, _ = self.image.shape
+        h_end, w_end = self.size
         g_path = self._path(anchor.operands[0])
 
         def row(n: Size, oh: Size, at: Position) -> None:
@@ -231,8 +239,8 @@ class _Windows:
             def zeros(h: Size, start: int) -> None:
                 """What no window reaches of a row, from a column on."""
                 line = self.pixel(self.image, n, h, 0)
-                if start < w_end:  # type: ignore[operator]
-                    with fn.loop(w_end, start) as loop:  # type: ignore[arg-type]
+                if start < w_end:
+                    with fn.loop(w_end, start) as loop:
                         write(zero, plus(fn, line, times(fn, loop.index, self.channels)))
 
             top = times(fn, oh, height)
@@ -244,14 +252,14 @@ class _Windows:
                 g = self.load(at, g_path, source)
                 place = self.load_place(at, anchor.operands[1], source)
                 for k, kh, kw in self.taps():
-                    offset = (kh * w_end + kw) * self.channels  # type: ignore[operator]
+                    offset = (kh * w_end + kw) * self.channels
                     hit = e.eq(place, e.constant(k, self.place_type))
                     write(e.select(hit, g, zero), plus(fn, corner, offset))
             for kh in range(height):
                 zeros(plus(fn, top, kh), columns * width)
-            if rows * height < h_end:  # type: ignore[operator]
-                with fn.when(fn.emit(f"icmp eq i64 {oh}, {rows - 1}")):
-                    with fn.loop(h_end, rows * height) as rest:  # type: ignore[arg-type]
-                        zeros(rest.index, 0)
+            if rows * height < h_end:
+                last = fn.emit(f"icmp eq i64 {oh}, {rows - 1}")
+                with fn.when(last), fn.loop(h_end, rows * height) as rest:
+                    zeros(rest.index, 0)
 
         return self.rows_of_windows(row)

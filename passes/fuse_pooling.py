@@ -11,8 +11,8 @@ Before::
 
 After::
 
-    %y, %p, %at = fused(%x, %mean, ...) {kind="pooling"} { sub, mul, add, relu, max_pool2d_with_places,
-                                                           max_pool2d_gather }
+    %y, %p, %at = fused(%x, %mean, ...) {kind="pooling"}
+        { sub, mul, add, relu, max_pool2d_with_places, max_pool2d_gather }
     ...
     %dx = fused(%g, %p, %x, ...) {kind="pooling"} { max_pool2d_scatter, sub, mul, ... }
 
@@ -21,9 +21,9 @@ pooling computes its operand, M202 what follows is computed where the gradient i
 declined.
 
 Skips: windows that overlap, leave gaps or are padded, for which elements would be computed several
-times; an operand or a scattered gradient that has another reader or is a result (M203); ``uniform``,
-whose draws are numbered by the place in the tensor (M203); operands that are neither of the image nor
-per channel (M203).
+times; an operand or a scattered gradient that has another reader or is a result (M203);
+``uniform``, whose draws are numbered by the place in the tensor (M203); operands that are neither
+of the image nor per channel (M203).
 """
 
 from __future__ import annotations

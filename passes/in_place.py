@@ -10,8 +10,8 @@ def same_index_operands(graph: Graph, node: Node) -> set[int]:
     """The operands of which the kernel reads each element only to make the same element.
 
     That holds for elementwise operators and regions, and for what is computed of the scattered
-    gradient of a max pooling, for operands that have the shape of all results (a broadcast element is
-    read more than once). The key of ``uniform`` is read as a whole.
+    gradient of a max pooling, for operands that have the shape of all results (a broadcast element
+    is read more than once). The key of ``uniform`` is read as a whole.
     """
     if get(node.op).kind == "elementwise":
         keys = {0} if node.op == "uniform" else set()

@@ -18,9 +18,9 @@ After::
     %g: f32[N,14,14,16] = where(%le, 0, %dy)
     %dx: f32[N,28,28,16] = max_pool2d_scatter(%g, %p) {kernel_size=(2,2), size=(28,28)}
 
-The gradient is zero but at the maxima, where the operand is what the pooling returned: the derivative
-of a ReLU in front is taken of the pooled map (code M102). Nothing reads the operand after the forward
-pass; ``fuse_pooling`` can leave it out of memory. M101 says that places are kept.
+The gradient is zero but at the maxima, where the operand is what the pooling returned: the
+derivative of a ReLU in front is taken of the pooled map (code M102). Nothing reads the operand
+after the forward pass; ``fuse_pooling`` can leave it out of memory. M101 says that places are kept.
 
 Skips: windows that overlap, leave gaps, are padded or dilated, or reach beyond the image
 (``ceil_mode``): an element then has no or several windows (M103); windows of more than 16 elements,

@@ -27,8 +27,8 @@ Elementwise fusion joins the normalisation with the activation and the residual 
 puts all of the gradient into two sweeps. The derivative of ReLU is made from the operand of the
 normalisation, which these sweeps read anyway, with the arithmetic of the forward pass: no mask is
 stored. The sum of dx, the gradient of a bias in front, is zero but for rounding and comes out of
-the statistics. If the gradient comes from a max pooling (``save_pool_places``), it is zero but at the
-maxima, and its sums are those of the pooled map::
+the statistics. If the gradient comes from a max pooling (``save_pool_places``), it is zero but at
+the maxima, and its sums are those of the pooled map::
 
     %at: f32[N,4,4,16] = max_pool2d_gather(%x, %places) {kernel_size=(2,2)}
     %sums: f64[32,2,16] = batch_norm_grad_sums(%dpooled, %at, %mean) {parts=32}

@@ -1,11 +1,11 @@
 """Max pooling whose windows tile the image, with the place of each maximum in its window.
 
-The place is one byte: tap ``kh * KW + kw`` of the first maximum, or of the first NaN. It is all that
-the gradient needs of the image: the gradient of the pooled map is *scattered* to the places. What
-is multiplied by a scattered gradient and summed matters at the places alone, so there is a *gather*,
-too: ``sum(scatter(g) * x) == sum(g * gather(x))``. Windows are ``kernel_size`` apart, without padding;
-rows and columns of the image that no window reaches get zeros. Images are channels-last.
-``passes/save_pool_places.py`` writes these operators; none has a gradient.
+The place is one byte: tap ``kh * KW + kw`` of the first maximum, or of the first NaN. It is all
+that the gradient needs of the image: the gradient of the pooled map is *scattered* to the places.
+What is multiplied by a scattered gradient and summed matters at the places alone, so there is a
+*gather*, too: ``sum(scatter(g) * x) == sum(g * gather(x))``. Windows are ``kernel_size`` apart,
+without padding; rows and columns of the image that no window reaches get zeros. Images are
+channels-last. ``passes/save_pool_places.py`` writes these operators; none has a gradient.
 """
 
 from __future__ import annotations
