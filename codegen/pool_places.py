@@ -21,6 +21,7 @@ from .kernel import Kernel, TaskCount
 from .loops import Position
 from .sizes import Size, plus, times, unravel
 from .target import Target
+from .transpose import Matrix, transpose_tile
 from .writer import KernelWriter, column_blocks, in_column_block
 
 POOLING = ("max_pool2d", "max_pool2d_with_places")
@@ -32,7 +33,10 @@ UNROLLED = 16
 
 
 def emit_pool_places(node: Node, graph: Graph, target: Target) -> Kernel | None:
-    """A kernel for one of ``PLACES``, or for a ``fused`` region around one or ``max_pool2d``."""
+    """A kernel for one of ``PLACES``, or for a ``fused`` region around one or ``max_pool2d``.
+
+    In a region, a ``permute`` of the maxima, to channels first, is written from scratch memory.
+    """
     types = [graph.type(v) for v in node.operands]
     body = node.attrs["body"] if node.op == "fused" else _as_body(node, types)
     anchor = next(n for n in body.nodes if n.op in (*POOLING, SCATTER, GATHER))
@@ -47,7 +51,7 @@ def emit_pool_places(node: Node, graph: Graph, target: Target) -> Kernel | None:
     except UnsupportedError:
         return None
     work = sum(n.op not in PASSED_THROUGH for n in body.nodes)
-    return w.finish(tasks, flops=numel(made.image.shape) * work)
+    return w.finish(tasks, flops=numel(made.image.shape) * work, scratch_bytes=made.scratch_bytes)
 
 
 def _as_body(node: Node, types: list[TensorType]) -> Graph:
@@ -82,6 +86,7 @@ class _Windows:
         self.size, self.windows = (_size(t) for t in (self.image, self.map))
         self.channels = int(self.image.shape[3])  # type: ignore[arg-type]
         self.e = w.emitter(self.dtype, self.channels)
+        self.scratch_bytes = 0
         # Places are compared and selected by masks of the image's elements, so they are as wide.
         self.place_type = int32 if self.dtype is float32 else int64
 
@@ -168,7 +173,8 @@ class _Windows:
         """Pooling, gathers at its places, or gathers at places from memory."""
         fn, e, body = self.fn, self.e, self.body
         gathers = [n for n in body.nodes if n.op == GATHER]
-        ends = {n.name for n in (self.anchor, *gathers)}
+        permutes = [n for n in body.nodes if n.op == "permute"]
+        ends = {n.name for n in (self.anchor, *gathers, *permutes)}
         known = None if self.anchor.op in POOLING else self.anchor.operands[1]
         nodes = [n for n in body.nodes if n.name not in ends and n.value != known]
         moving, still = self._split(nodes, ())
@@ -207,8 +213,30 @@ class _Windows:
                     self.store(at, value, v, out)
                 if self.anchor.op == "max_pool2d_with_places":
                     self.store(at, self.anchor.values[1], found, out)
+                if permutes:
+                    e.store(chosen[0], self._kept(loop.index))
+            for node in permutes:
+                self._reorder(n, oh, at, node)
 
         return self.rows_of_windows(row)
+
+    def _kept(self, ow: Size) -> str:
+        """Where the maxima of one window are, until those of a row are complete."""
+        lanes, kind = self.e.lanes, memory_type(self.dtype)
+        self.scratch_bytes = self.windows[1] * lanes * self.dtype.itemsize
+        return self.fn.element("%scratch", kind, times(self.fn, ow, lanes))
+
+    def _reorder(self, n: Size, oh: Size, at: Position, node: Node) -> None:
+        """Writes the maxima of a row with the channels in front: (N, C, OH, OW)."""
+        fn, (rows, columns) = self.fn, self.windows
+        kind, lanes = memory_type(self.dtype), self.e.lanes
+        count = lanes if at.active is None else self.channels % lanes
+        plane = plus(fn, times(fn, n, self.channels), at.at)
+        first = times(fn, plus(fn, times(fn, plane, rows), oh), columns)
+        place = list(self.body.outputs.values()).index(node.value)
+        out = Matrix(fn.element(f"%out{place}", kind, first), rows * columns)
+        source = Matrix("%scratch", lanes)
+        transpose_tile(fn, self.dtype, self.w.target, out, source, count, columns)
 
     def _is_larger(self, v: Lane, best: Lane) -> Lane:
         """Whether ``v`` takes the place of ``best``: it is larger, or the first NaN."""

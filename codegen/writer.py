@@ -49,7 +49,7 @@ class KernelWriter:
             return times(self.fn, "%N", extent.coef)
         return extent
 
-    def finish(self, tasks: TaskCount, flops: Extent = 0) -> Kernel:
+    def finish(self, tasks: TaskCount, flops: Extent = 0, scratch_bytes: int = 0) -> Kernel:
         """The kernel; its traffic is the batch-dependent part of its operands, if there is one."""
         types = [*self.inputs, *self.node.types]
         self.fn.name = symbol_for(self.prefix, self.fn.render(), tasks)
@@ -58,6 +58,7 @@ class KernelWriter:
             text=self.fn.render(),
             declarations=frozenset(self.fn.declarations),
             tasks=tasks,
+            scratch_bytes=scratch_bytes,
             flops=flops,
             bytes=total([t.size * t.dtype.itemsize for t in types]),
         )

@@ -16,9 +16,10 @@ After::
     ...
     %dx = fused(%g, %p, %x, ...) {kind="pooling"} { max_pool2d_scatter, sub, mul, ... }
 
-Neither the operand of the pooling nor its scattered gradient is written to memory. Codes: M201 the
-pooling computes its operand, M202 what follows is computed where the gradient is scattered, M203
-declined.
+Neither the operand of the pooling nor its scattered gradient is written to memory. If nothing but a
+permutation to channels first reads the maxima, as in front of a flatten, they are written in that
+order. Codes: M201 the pooling computes its operand, M202 what follows is computed where the
+gradient is scattered, M203 declined, M204 channels first.
 
 Skips: windows that overlap, leave gaps or are padded, for which elements would be computed several
 times; an operand or a scattered gradient that has another reader or is a result (M203);
@@ -64,26 +65,48 @@ def _is_pooling(node: Node, graph: Graph) -> bool:
 
 
 def _with_operand(graph: Graph, pool: Node, ledger: Ledger) -> Group | None:
-    """The pooling, the loop that computes its operand, and gathers of what that loop reads."""
-    loop = graph.node(pool.operands[0])
-    if not _is_elementwise(loop):
-        return None
-    image = graph.type(pool.operands[0])
-    obstacle = _obstacle(graph, loop, image)
-    if not obstacle and (len(loop.types) > 1 or graph.use_count(pool.operands[0]) > 1):
-        obstacle = f"%{loop.name} is also used elsewhere"
-    if obstacle:
-        ledger.declined(NAME, "M203", pool, obstacle)
-        return None
+    """The pooling, the loop that computes its operand, gathers of what that loop reads, and the
+    permutation of the result in front of a flatten."""
+    loop = _operand_loop(graph, pool, ledger)
+    permute = _channels_first(graph, pool)
+    if permute is not None and (loop is not None or pool.op != "max_pool2d"):
+        ledger.did(NAME, "M204", permute, "max pooling writes its result with the channels first")
+        last = [permute.name]
+    else:
+        last = []
+    if loop is None:
+        return Group((pool.name, *last), "pooling", pool.name) if last else None
     gathers = [
-        n
+        n.name
         for n in graph.users(pool.name)
         if n.op == "max_pool2d_gather"
         and n.operands[1] == pool.values[1]
         and n.operands[0] in loop.operands
     ]
     ledger.did(NAME, "M201", pool, f"max pooling computes its operand itself: {_ops(loop)}")
-    return Group((loop.name, pool.name, *(n.name for n in gathers)), "pooling", pool.name)
+    return Group((loop.name, pool.name, *gathers, *last), "pooling", pool.name)
+
+
+def _operand_loop(graph: Graph, pool: Node, ledger: Ledger) -> Node | None:
+    loop = graph.node(pool.operands[0])
+    if not _is_elementwise(loop):
+        return None
+    obstacle = _obstacle(graph, loop, graph.type(pool.operands[0]))
+    if not obstacle and (len(loop.types) > 1 or graph.use_count(pool.operands[0]) > 1):
+        obstacle = f"%{loop.name} is also used elsewhere"
+    if obstacle:
+        ledger.declined(NAME, "M203", pool, obstacle)
+        return None
+    return loop
+
+
+def _channels_first(graph: Graph, pool: Node) -> Node | None:
+    """What alone reads the maxima, if that is their permutation to (N, C, H, W)."""
+    users = graph.users(pool.value)
+    if len(users) != 1 or graph.use_count(pool.value) != 1:
+        return None
+    (user,) = users
+    return user if user.op == "permute" and user.attrs["dims"] == (0, 3, 1, 2) else None
 
 
 def _with_user(graph: Graph, scatter: Node, ledger: Ledger) -> Group | None:

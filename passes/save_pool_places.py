@@ -19,8 +19,10 @@ After::
     %dx: f32[N,28,28,16] = max_pool2d_scatter(%g, %p) {kernel_size=(2,2), size=(28,28)}
 
 The gradient is zero but at the maxima, where the operand is what the pooling returned: the
-derivative of a ReLU in front is taken of the pooled map (code M102). Nothing reads the operand
-after the forward pass; ``fuse_pooling`` can leave it out of memory. M101 says that places are kept.
+derivative of a ReLU in front is taken of the pooled map (code M102). In front of a flatten it is
+taken of the flattened rows, so that the product which makes their gradient can apply it. Nothing
+reads the operand after the forward pass; ``fuse_pooling`` can leave it out of memory. M101 says
+that places are kept.
 
 Skips: windows that overlap, leave gaps, are padded or dilated, or reach beyond the image
 (``ceil_mode``): an element then has no or several windows (M103); windows of more than 16 elements,
@@ -71,6 +73,7 @@ class _Rewriter:
         self.graph, self.ledger = graph, ledger
         self.pools = self._find()
         self.made: dict[str, _Pooled] = {}
+        self.env: dict[Value, Value] = {}
 
     def _find(self) -> dict[str, Node]:
         """By the name of each gradient that can be routed: the pooling whose places it needs."""
@@ -96,6 +99,7 @@ class _Rewriter:
         return found
 
     def emit(self, new: Graph, node: Node, operands: list[Value]) -> tuple[Value, ...] | None:
+        self.env.update(zip(node.operands, operands, strict=True))
         if node.op == "max_pool2d" and any(p is node for p in self.pools.values()):
             y, places = new.add(
                 "max_pool2d_with_places", *operands,
@@ -133,10 +137,50 @@ class _Rewriter:
             return None
         pooled, scattered = self.made[pool.name], new.node(operands[2])
         bound = new.node(operands[0]).operands[1]
-        mask = new.add("le", pooled.y, bound, source=test.source)
-        g = new.add("where", mask, operands[1], scattered.operands[0], source=node.source)
+        y, g = pooled.y, scattered.operands[0]
+        flat = self._flattened(new, y, grad)
+        if flat is not None:
+            y, g = flat
+        mask = new.add("le", y, bound, source=test.source)
+        g = new.add("where", mask, operands[1], g, source=node.source)
+        if flat is not None:
+            g = self._unflattened(new, g, grad)
         self.ledger.did(NAME, "M102", node, "the derivative of ReLU is taken of the pooled map")
         return (self._scatter(new, grad, g, node.name),)
+
+    def _views(self, grad: Node) -> tuple[Node, Node] | None:
+        """The reshape and the permute that make the gradient of a flattened map a map."""
+        permute = self.graph.node(grad.operands[0])
+        if permute.op != "permute" or permute.attrs["dims"] != (0, 2, 3, 1):
+            return None
+        reshape = self.graph.node(permute.operands[0])
+        if reshape.op != "reshape":
+            return None
+        alone = all(
+            self.graph.use_count(v) == 1
+            for v in (permute.value, reshape.value, reshape.operands[0])
+        )
+        return (reshape, permute) if alone else None
+
+    def _flattened(self, new: Graph, y: Value, grad: Node) -> tuple[Value, Value] | None:
+        """The pooled map and its gradient as the flattened rows that a linear layer has."""
+        views = self._views(grad)
+        if views is None:
+            return None
+        shape = self.graph.type(views[0].operands[0]).shape
+        for permute in new.users(y):
+            if permute.op != "permute" or permute.attrs["dims"] != (0, 3, 1, 2):
+                continue
+            for reshape in new.users(permute.value):
+                if reshape.op == "reshape" and reshape.type.shape == shape:
+                    return reshape.value, self.env[views[0].operands[0]]
+        return None
+
+    def _unflattened(self, new: Graph, g: Value, grad: Node) -> Value:
+        views = self._views(grad)
+        for view in views or ():
+            g = new.add(view.op, g, source=view.source, **view.attrs)
+        return g
 
 
 def _is_zero(node: Node) -> bool:

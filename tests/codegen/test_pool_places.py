@@ -37,8 +37,11 @@ def test_a_window_that_is_not_unrolled_has_no_kernel() -> None:
     assert emit_pool_places(graph.node(y), graph, host()) is None
 
 
-def forward_region(dtype: DType, size: tuple[int, int], channels: int, places: bool) -> Any:
-    """relu((x - mean) * scale), its pooling, and what x is at the maxima."""
+def forward_region(
+    dtype: DType, size: tuple[int, int], channels: int, places: bool = True, first: bool = False
+) -> Any:
+    """relu((x - mean) * scale), its pooling, and what x is at the maxima; ``first``: maxima with
+    the channels first."""
     image, per = TensorType(dtype, (N, *size, channels)), TensorType(dtype, (channels,))
     body = Graph("pooling")
     types = [image, per, per, TensorType(dtype, ())]
@@ -53,6 +56,8 @@ def forward_region(dtype: DType, size: tuple[int, int], channels: int, places: b
         return types, body
     pooled, where = body.add("max_pool2d_with_places", y, kernel_size=(2, 2))
     body.outputs = {"0": pooled, "1": where}
+    if first:
+        body.outputs["0"] = body.add("permute", pooled, dims=(0, 3, 1, 2))
     body.outputs["2"] = body.add("max_pool2d_gather", x, where, kernel_size=(2, 2))
     return types, body
 
@@ -100,8 +105,21 @@ def test_regions(single: Callable, dtype: DType, size: tuple, channels: int) -> 
             check(made, [draw(t, n) for t in types], n)
 
 
+@pytest.mark.parametrize("dtype", [float32, float64], ids=lambda d: d.short)
+@pytest.mark.parametrize(
+    ("size", "channels"), [((4, 28), 16), ((5, 32), 20), ((7, 4), 16), ((2, 19), 3)]
+)
+def test_maxima_may_be_written_with_the_channels_first(
+    single: Callable, dtype: DType, size: tuple, channels: int
+) -> None:
+    types, body = forward_region(dtype, size, channels, first=True)
+    made = single(emit_pool_places, "fused", types, kind="pooling", body=body)
+    for n in (1, 3):
+        check(made, [draw(t, n) for t in types], n)
+
+
 def test_the_first_nan_of_a_window_is_its_maximum(single: Callable) -> None:
-    types, body = forward_region(float32, (6, 8), 20, True)
+    types, body = forward_region(float32, (6, 8), 20)
     x, *others = (draw(t, 2) for t in types)
     x[RNG.random(x.shape) < 0.3] = np.nan
     x[RNG.random(x.shape) < 0.2] = -np.inf

@@ -58,6 +58,28 @@ def test_a_pooling_computes_its_operand_and_gathers_what_that_reads(
     assert_same(graph, after, 1e-14)
 
 
+def test_in_front_of_a_flatten_the_channels_come_first(
+    new_net: Any, assert_same: Callable[..., None]
+) -> None:
+    def graph(dims: tuple[int, ...], twice: bool = False, relu: bool = True) -> Graph:
+        net = new_net(float64)
+        x = net.input("x", N, 4, 6, 3)
+        x = net.op("relu", x) if relu else x
+        y, places = net.op("max_pool2d_with_places", x, **WINDOW)
+        more = {"y": y} if twice else {}
+        return net.done(flat=net.op("permute", y, dims=dims), places=places, **more)
+
+    pool = "max_pool2d_with_places"
+    for relu in (True, False):
+        before, ledger = graph((0, 3, 1, 2), relu=relu), Ledger()
+        after = fuse_pooling(before, ledger)
+        assert regions(after) == [[*["relu"][: int(relu)], pool, "permute"]]
+        assert "M204" in codes(ledger)
+        assert_same(before, after, 0.0)
+    for other in (graph((0, 3, 1, 2), twice=True), graph((0, 2, 1, 3))):
+        assert regions(fuse_pooling(other)) == [["relu", pool]]
+
+
 def test_without_places_a_single_operator_is_taken_too(
     new_net: Any, assert_same: Callable[..., None]
 ) -> None:

@@ -134,6 +134,26 @@ def test_only_the_mask_of_what_is_pooled_moves(
     assert_same(graph, after, 0.0)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_in_front_of_a_flatten_the_mask_is_that_of_the_rows(
+    new_net: Any, assert_same: Callable[..., None], shared: bool
+) -> None:
+    net = new_net(float64)
+    r = net.op("relu", net.input("x", N, 6, 4, 3))
+    y = net.op("permute", net.op("max_pool2d", r, **TILES), dims=(0, 3, 1, 2))
+    rows = net.op("reshape", y, shape=(N, 18))
+    w = net.parameter("weight", 5, 18)
+    g = net.op("matmul", net.op("linear", rows, w), w)
+    back = net.op("reshape", g, shape=(N, 3, 3, 2))
+    back = net.op("permute", back, dims=(0, 2, 3, 1))
+    dx = plain(net, r, net.op("max_pool2d_grad", back, r, **TILES))
+    graph = net.done(dx=dx, **({"g": g} if shared else {}))
+    after = save_pool_places(graph)
+    (mask,) = [n for n in after.nodes if n.op == "le"]
+    assert mask.type.shape == ((N, 3, 2, 3) if shared else (N, 18))
+    assert_same(graph, after, 0.0)
+
+
 @pytest.mark.parametrize("size", [(6, 8), (7, 9)])
 def test_sums_of_batch_norm_are_taken_of_the_pooled_map(
     new_net: Any, assert_same: Callable[..., None], size: tuple[int, int]
