@@ -78,13 +78,14 @@ class _Rewriter:
     def _find(self) -> dict[str, Node]:
         """By the name of each gradient that can be routed: the pooling whose places it needs."""
         found = {}
+        before: set[str] = set()
         for grad in self.graph.nodes:
+            before.add(grad.name)
             if grad.op != "max_pool2d_grad" or grad.attrs["layout"] != "NHWC":
                 continue
             users = self.graph.users(grad.operands[1])
-            pool = next(
-                (n for n in users if n.op == "max_pool2d" and n.attrs == grad.attrs), None
-            )
+            pools = (n for n in users if n.op == "max_pool2d" and n.attrs == grad.attrs)
+            pool = next((n for n in pools if n.name in before), None)
             if pool is None:
                 continue
             height, width = grad.attrs["kernel_size"]
@@ -184,4 +185,4 @@ class _Rewriter:
 
 
 def _is_zero(node: Node) -> bool:
-    return node.op == "constant" and node.attrs["value"].size == 1 and not node.attrs["value"]
+    return node.op == "constant" and node.type.shape == () and not node.attrs["value"]
