@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 from .codegen import winograd, winograd_grad_weight
 from .codegen.columns import accepts_columns
-from .codegen.gemm_blocking import is_one_block
+from .codegen.conv_grad_weight_parts import parts_for
+from .codegen.matmul import linear_operator
 from .codegen.packing import choose_panel
 from .codegen.program import emit_program
 from .codegen.target import Target, host
@@ -429,9 +430,9 @@ def _pack(
 
         choices = tune(graph, made.batch, Rules(target, tile, tiles), ledger)
 
-    def packs_itself(rows: Extent, depth: int, dtype: DType) -> bool:
+    def linear(rows: Extent, depth: int, outputs: int, dtype: DType) -> str:
         count = rows.at(made.batch) if isinstance(rows, Dim) else rows
-        return is_one_block(count, depth, dtype, target)
+        return linear_operator(count, depth, outputs, dtype, target)
 
     return pack_weights(
         graph,
@@ -440,7 +441,8 @@ def _pack(
         tile,
         choices,
         first_fast(winograd_grad_weight.is_faster),
-        packs_itself,
+        parts_for,
+        linear,
     )
 
 

@@ -176,9 +176,17 @@ class TileEpilogue:
                 self.finish_column(e, tile, j, [row[j] for row in values])
             return
         self._keep(e, tile, values)
-        with e.fn.loop(tile.rows) as loop:
+        apart = (tile.c_rows[1] - tile.c_rows[0]) // tile.c_pitch
+        self.finish_rows(e, tile, _TILE, tile.rows, apart)
+
+    def finish_rows(
+        self, e: VectorEmitter, tile: Tile, source: str, rows: Size, apart: int = 1
+    ) -> None:
+        """Finishes ``rows`` rows of ``tile.vectors`` vectors each that are in memory at ``source``
+        and are ``apart`` rows of the result apart."""
+        with e.fn.loop(rows) as loop:
             for j in range(tile.vectors):
-                self._kept(e, tile, loop.index, j)
+                self._kept(e, tile, source, loop.index, apart, j)
 
     def finish_column(self, e: VectorEmitter, tile: Tile, j: int, values: list[Lane]) -> None:
         """Finishes one column of vectors: a value for each row of the tile."""
@@ -193,14 +201,15 @@ class TileEpilogue:
                 at = _offset(e.fn, _TILE, (i * tile.vectors + j) * tile.lanes, tile.dtype)
                 e.store(value, at, tile.lanes * tile.dtype.itemsize)
 
-    def _kept(self, e: VectorEmitter, tile: Tile, row: str, j: int) -> None:
-        """Finishes a vector that ``_keep`` wrote."""
+    def _kept(
+        self, e: VectorEmitter, tile: Tile, source: str, row: str, apart: int, j: int
+    ) -> None:
+        """Finishes a vector that is in memory."""
         f, lanes = e.fn, tile.lanes
-        step = tile.c_rows[1] - tile.c_rows[0]
-        start = f.emit(f"mul nsw i64 {row}, {step}")
-        number = f.emit(f"mul nsw i64 {row}, {step // tile.c_pitch}")
+        start = f.emit(f"mul nsw i64 {row}, {apart * tile.c_pitch}")
+        number = f.emit(f"mul nsw i64 {row}, {apart}")
         line = f.emit(f"mul nsw i64 {row}, {tile.vectors * lanes}")
-        here = f.element(_TILE, memory_type(tile.dtype), line)
+        here = f.element(source, memory_type(tile.dtype), line)
         at = _offset(f, here, j * lanes, tile.dtype)
         value = e.load(at, tile.dtype, lanes * tile.dtype.itemsize)
         self._element(e, tile, start, number, j, value, self._columns(e, tile, j))
