@@ -43,6 +43,7 @@ from .passes.eliminate_redundant_softmax import eliminate_redundant_softmax
 from .passes.fold_constants import fold_constants
 from .passes.fuse_conv_bn_relu import fuse_conv_bn_relu
 from .passes.fuse_elementwise import fuse_elementwise
+from .passes.fuse_elementwise_pooling import fuse_elementwise_pooling
 from .passes.fuse_pooling import fuse_pooling
 from .passes.fuse_reductions import fuse_reductions
 from .passes.fuse_row_means import fuse_row_means
@@ -55,6 +56,7 @@ from .passes.pack_weights import pack_weights
 from .passes.plan_memory import plan_memory
 from .passes.recompute import recompute
 from .passes.rewriting import Ledger
+from .passes.save_pool_places import save_pool_places
 from .passes.simplify import simplify
 from .passes.split_backward import split_backward
 from .passes.split_batch_norm import split_batch_norm
@@ -71,10 +73,12 @@ PASSES = (
     "assign_layout",
     "absorb_flatten",
     "merge_cross_entropy",
+    "save_pool_places",
     "split_batch_norm",
     "fuse_conv_bn_relu",
     "lower_batch_norm",
     "fuse_elementwise",
+    "fuse_elementwise_pooling",
     "fuse_reductions",
     "fuse_update",
     "fuse_pooling",
@@ -246,6 +250,8 @@ def compile_training(
     graph = _recompute(graph, results | set(graph.updates.values()), made, options)
     if options.enabled("assign_layout"):
         graph = _run("assign_layout", assign_layout, graph, made)
+    if options.enabled("save_pool_places"):
+        graph = _run("save_pool_places", save_pool_places, graph, made)
     with _timed(made, "passes", "split_backward"):
         forward, backward = split_backward(graph)
     made.stages["optimized"] = lower(forward, made, options)
@@ -364,10 +370,12 @@ def lower(
         ("simplify", simplify),
         *([("absorb_flatten", absorb_flatten)] if inference else ()),
         ("merge_cross_entropy", merge_cross_entropy),
+        ("save_pool_places", save_pool_places),
         ("split_batch_norm", split_batch_norm),
         ("fuse_conv_bn_relu", fuse_conv_bn_relu),
         ("lower_batch_norm", lower_batch_norm),
         ("fuse_elementwise", fuse_elementwise),
+        ("fuse_elementwise_pooling", fuse_elementwise_pooling),
         ("fuse_reductions", fuse_reductions),
         ("fuse_update", partial(fuse_update, is_faster=updating_gemm.is_faster)),
         ("fuse_pooling", fuse_pooling),

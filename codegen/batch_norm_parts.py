@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import UnsupportedError
 from ..ir.graph import Graph, Node, Value
 from ..ir.types import Dim, DType, Extent, TensorType, float32, float64, numel
-from .body import PASSED_THROUGH, lower_nodes
+from .body import PASSED_THROUGH, lower_nodes, split_by_motion
 from .emitter import Lane, VectorEmitter, memory_type
 from .kernel import Kernel, TaskCount
 from .loops import Lanes, Position, add_all, sweep, widen
@@ -93,7 +93,7 @@ class _Sums:
         self.rows: Extent = numel(x.shape[:-1])
         self.parts: int = sums.attrs["parts"]
         self.e = w.emitter(x.dtype, self.channels)
-        self.moving, self.still = self._split(x)
+        self.moving, self.still = split_by_motion(body.nodes, x.shape)
         self.streams = [int(n.attrs["path"]) for n in self.moving if n.op == "input"]
         self.outputs = list(body.outputs.values())
         self.place = self.outputs.index(sums.value)
@@ -103,24 +103,6 @@ class _Sums:
         )
         self.group, self.unroll = self._shape(max(1, held))
         self.block = TERMS * self.unroll
-
-    def _split(self, x: TensorType) -> tuple[list[Node], list[Node]]:
-        """Nodes of the body that change along the rows, and those that do not."""
-        moving: list[Node] = []
-        changing: set[Value] = set()
-        still: list[Node] = []
-        for node in self.body.nodes:
-            if node.op == "input":
-                moves = node.type.shape == x.shape
-                *outer, last = node.type.shape or (1,)
-                if not moves and (last not in (1, self.channels) or any(d != 1 for d in outer)):
-                    raise UnsupportedError(f"%{node.name} is neither of the rows nor per channel")
-            else:
-                moves = any(v in changing for v in node.operands)
-            (moving if moves else still).append(node)
-            if moves:
-                changing.add(node.value)
-        return moving, still
 
     def _shape(self, held: int) -> tuple[int, int]:
         """(vectors of channels at a time, rows at a time).
@@ -338,9 +320,9 @@ class _Statistics:
         bases = [self.fn.element("%in0", memory_type(dtype), place) for place in places]
         return tuple(widen(self.e, at.load(base, dtype)) for base in bases)
 
-    def total(self, body: Any, count: int) -> Lanes:
+    def total(self, parts: Size, body: Any, count: int) -> Lanes:
         zeros = [self.e.constant(0, float64)] * count
-        return sweep(self.e, self.used, body, zeros, width=1, unroll=2)
+        return sweep(self.e, parts, body, zeros, width=1, unroll=2)
 
     def store(self, at: Position, values: Sequence[Lane]) -> None:
         for k, v in enumerate(values):
@@ -357,14 +339,14 @@ class _Statistics:
             return (e.fma(size(part.at), self.sums(at, part.at)[0], acc[0]),)
 
         number = _count(fn, e, self.rows)
-        mean = e.div(self.total(weighted, 1)[0], number)
+        mean = e.div(self.total(self.used, weighted, 1)[0], number)
 
         def around(part: Position, acc: Lanes) -> Lanes:
             own, squares = self.sums(at, part.at)
             d = e.sub(own, mean)
             return (e.add(acc[0], e.fma(e.mul(d, d), size(part.at), squares)),)
 
-        variance = e.div(self.total(around, 1)[0], number)
+        variance = e.div(self.total(self.used, around, 1)[0], number)
         root = e.sqrt(e.add(variance, e.constant(self.w.node.attrs["eps"], float64)))
         rstd = e.div(e.constant(1, float64), root)
         gamma = widen(e, at.load("%in1", self.dtype))
@@ -372,8 +354,9 @@ class _Statistics:
 
     def gradient(self, at: Position) -> None:
         e = self.e
+        # All parts: fewer rows than ``rows`` may have been summed, cut into parts of another size.
         dbeta, product = self.total(
-            lambda part, acc: add_all(e, acc, self.sums(at, part.at)), 2
+            self.parts, lambda part, acc: add_all(e, acc, self.sums(at, part.at)), 2
         )
         gamma, rstd = (widen(e, at.load(f"%in{k}", self.dtype)) for k in (1, 2))
         number = _count(self.fn, e, self.rows)

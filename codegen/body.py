@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import UnsupportedError
 from ..ir.graph import Graph, Node, Value
 from ..ir.ops.record import get
-from ..ir.types import Dim, float64, int64
+from ..ir.types import Dim, Shape, float64, int64
 from .emitter import Lane, VectorEmitter
 
 PASSED_THROUGH = ("input", "constant", "extent", "broadcast_to", "uniform")
@@ -54,6 +54,31 @@ def lower_nodes(
                     raise UnsupportedError(f"body input {path!r} has no value")
             else:
                 env[node.value] = lower_node(e, node, [env[v] for v in node.operands])
+
+
+def split_by_motion(
+    nodes: Sequence[Node], shape: Shape, moving: Sequence[Value] = ()
+) -> tuple[list[Node], list[Node]]:
+    """Nodes that change along the rows of a loop over ``shape``, and those that do not.
+
+    The lanes of the loop are the last dimension. Inputs are of the whole shape, per channel or
+    single numbers (UnsupportedError otherwise); values of ``moving`` change, too.
+    """
+    along: list[Node] = []
+    still: list[Node] = []
+    changing = set(moving)
+    for node in nodes:
+        if node.op == "input":
+            moves = node.type.shape == shape
+            *outer, last = node.type.shape or (1,)
+            if not moves and (last not in (1, shape[-1]) or any(d != 1 for d in outer)):
+                raise UnsupportedError(f"%{node.name} is neither of the rows nor per channel")
+        else:
+            moves = any(v in changing for v in node.operands)
+        (along if moves else still).append(node)
+        if moves:
+            changing.update(node.values)
+    return along, still
 
 
 def lower_node(e: VectorEmitter, node: Node, operands: Sequence[Any]) -> Lane:

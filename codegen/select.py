@@ -20,6 +20,7 @@ from .matmul import emit_matmul
 from .movement import emit_movement
 from .normalization import emit_norm
 from .packing import pack_conv, pack_matrix
+from .pool_places import PLACES, emit_pool_places
 from .pooling import emit_pool
 from .reduction import emit_reduction
 from .softmax import emit_softmax
@@ -57,6 +58,7 @@ _BY_OP: dict[str, Emit] = {
     "pack_conv": _emit_pack_conv,
     "pack_winograd": _emit_pack_winograd,
     "uniform": emit_elementwise,
+    **dict.fromkeys(PLACES, emit_pool_places),
     **dict.fromkeys(
         (
             "conv2d", "conv2d_packed", "conv2d_grad_input", "conv2d_grad_input_packed",
@@ -124,4 +126,6 @@ def _of_region(node: Node) -> Emit:
         return emit_batch_norm_sums
     if kind == "contraction":
         return emit_convolution if any(op.startswith("conv2d") for op in ops) else emit_matmul
+    if kind == "pooling":
+        return emit_pool_places
     return _BY_KIND[kind]

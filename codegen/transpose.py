@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from ..errors import UnsupportedError
 from ..ir.types import Dim, DType, Extent, numel
 from .emitter import memory_type
-from .iteration import Axis, times
+from .iteration import Axis
+from .iteration import times as extents
 from .kernel import Kernel, TaskCount, symbol_for
+from .sizes import Size, plus, times
 from .target import Target
 from .text import Function
 
@@ -63,14 +65,14 @@ def emit_transpose(plan: Plan, dtype: DType, target: Target) -> Kernel:
             writer.strip(other.index, first, strip)
     else:
         strips = -(-plan.a.extent // strip)
-        tasks = TaskCount(times(others, strips))
+        tasks = TaskCount(extents(others, strips))
         with fn.loop("%end", "%begin") as loop:
             other_index = fn.emit(f"udiv i64 {loop.index}, {strips}")
             piece = fn.emit(f"urem i64 {loop.index}, {strips}")
             writer.strip(other_index, fn.emit(f"mul nsw i64 {piece}, {strip}"), strip)
     symbol = symbol_for("transpose", fn.render(), tasks)
     fn.name = symbol
-    moved = times(times(times(others, plan.a.extent), plan.b.extent), 2 * dtype.itemsize)
+    moved = extents(extents(extents(others, plan.a.extent), plan.b.extent), 2 * dtype.itemsize)
     return Kernel(symbol, fn.render(), frozenset(fn.declarations), tasks, bytes=moved)
 
 
@@ -144,6 +146,43 @@ class _Writer:
             if k:
                 at = fn.element(at, self.kind, self.out_step)
             fn.store(self.vector, row, at, align)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Rows of contiguous elements: the address of the first, and their distance in elements."""
+
+    address: str
+    step: int
+
+
+def transpose_tile(
+    fn: Function, dtype: DType, target: Target, out: Matrix, source: Matrix, a: int, b: int
+) -> None:
+    """out[i, j] = source[j, i] for i < a and j < b, in blocks; the last ones may overlap others."""
+    block, kind, align = block_size(dtype, target), memory_type(dtype), dtype.itemsize
+
+    def at(of: Matrix, major: Size, minor: Size) -> str:
+        return fn.element(of.address, kind, plus(fn, times(fn, major, of.step), minor))
+
+    if min(a, b) < block or dtype.itemsize not in (4, 8):
+        with fn.loop(a) as i, fn.loop(b) as j:
+            value = fn.load(kind, at(source, j.index, i.index), align)
+            fn.store(kind, value, at(out, i.index, j.index), align)
+        return
+    vector = f"<{block} x {kind}>"
+
+    def blocks(j: Size) -> None:
+        for i in dict.fromkeys([*range(0, a - block + 1, block), a - block]):
+            rows = [fn.load(vector, at(source, plus(fn, j, k), i), align) for k in range(block)]
+            for k, row in enumerate(transposed(fn, rows, vector, 16 // align)):
+                fn.store(vector, row, at(out, i + k, j), align)
+
+    whole = b // block * block
+    with fn.loop(whole, 0, block) as loop:
+        blocks(loop.index)
+    if whole < b:
+        blocks(b - block)
 
 
 def transposed(fn: Function, rows: list[str], vector: str, quarter: int) -> list[str]:

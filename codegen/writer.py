@@ -19,15 +19,18 @@ class KernelWriter:
     """A kernel being written: its function, operand types and the parts of the ABI.
 
     Outputs must not overlap inputs (``noalias``): these kernels read elements again after they
-    wrote others.
+    wrote others. Those that do not, and may write over an operand, say so (``in_place``).
     """
 
-    def __init__(self, prefix: str, node: Node, graph: Graph, target: Target) -> None:
+    def __init__(
+        self, prefix: str, node: Node, graph: Graph, target: Target, in_place: bool = False
+    ) -> None:
         self.node, self.target = node, target
         self.inputs: list[TensorType] = [graph.type(v) for v in node.operands]
         self.prefix = prefix
-        params = [("ptr noalias", f"out{i}") for i in range(len(node.types))]
-        params += [("ptr noalias readonly", f"in{i}") for i in range(len(self.inputs))]
+        out, operand = ("ptr", "ptr") if in_place else ("ptr noalias", "ptr noalias readonly")
+        params = [(out, f"out{i}") for i in range(len(node.types))]
+        params += [(operand, f"in{i}") for i in range(len(self.inputs))]
         params += [("ptr noalias", "scratch"), ("ptr", "status")]
         params += [("i64", "N"), ("i64", "begin"), ("i64", "end")]
         self.fn = Function(prefix, params)
@@ -46,7 +49,7 @@ class KernelWriter:
             return times(self.fn, "%N", extent.coef)
         return extent
 
-    def finish(self, tasks: TaskCount, flops: Extent = 0) -> Kernel:
+    def finish(self, tasks: TaskCount, flops: Extent = 0, scratch_bytes: int = 0) -> Kernel:
         """The kernel; its traffic is the batch-dependent part of its operands, if there is one."""
         types = [*self.inputs, *self.node.types]
         self.fn.name = symbol_for(self.prefix, self.fn.render(), tasks)
@@ -55,6 +58,7 @@ class KernelWriter:
             text=self.fn.render(),
             declarations=frozenset(self.fn.declarations),
             tasks=tasks,
+            scratch_bytes=scratch_bytes,
             flops=flops,
             bytes=total([t.size * t.dtype.itemsize for t in types]),
         )

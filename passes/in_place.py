@@ -10,9 +10,10 @@ from ..ir.ops.record import get
 def same_index_operands(graph: Graph, node: Node) -> set[int]:
     """The operands of which the kernel reads each element only to make the same element.
 
-    That holds for elementwise operators and regions, and for those operands of some contraction
-    regions that the contraction itself does not read; the operands must have the shape of all
-    results (a broadcast element is read more than once). The key of ``uniform`` is read as a whole.
+    That holds for elementwise operators and regions, for what is computed of the scattered gradient
+    of a max pooling, and for those operands of some contraction regions that the contraction itself
+    does not read; the operands must have the shape of all results (a broadcast element is read more
+    than once). The key of ``uniform`` is read as a whole.
     """
     if get(node.op).kind == "elementwise":
         whole = {0} if node.op == "uniform" else set()
@@ -20,6 +21,10 @@ def same_index_operands(graph: Graph, node: Node) -> set[int]:
         whole = _read_by(node.attrs["body"], {"uniform"})
     elif node.op == "fused" and any(n.op in IN_PLACE_ANCHORS for n in node.attrs["body"].nodes):
         whole = _read_by(node.attrs["body"], {"uniform", *IN_PLACE_ANCHORS})
+    elif node.op == "fused" and node.attrs["kind"] == "pooling":
+        whole = set()
+        if all(n.op != "max_pool2d_scatter" for n in node.attrs["body"].nodes):
+            return set()
     else:
         return set()
     shapes = {t.shape for t in node.types}

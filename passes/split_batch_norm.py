@@ -27,7 +27,14 @@ Elementwise fusion joins the normalisation with the activation and the residual 
 puts all of the gradient into two sweeps. The derivative of ReLU is made from the operand of the
 normalisation, which these sweeps read anyway, with the arithmetic of the forward pass: no mask is
 stored. The sum of dx, the gradient of a bias in front, is zero but for rounding and comes out of
-the statistics. Codes: B101 split, B102 the mask is computed again, B103 sum from the statistics.
+the statistics. If the gradient comes from a max pooling (``save_pool_places``), it is zero but at
+the maxima, and its sums are those of the pooled map::
+
+    %at: f32[N,4,4,16] = max_pool2d_gather(%x, %places) {kernel_size=(2,2)}
+    %sums: f64[32,2,16] = batch_norm_grad_sums(%dpooled, %at, %mean) {parts=32}
+
+Codes: B101 split, B102 the mask is computed again, B103 sum from the statistics, B104 sums of the
+pooled map.
 
 Skips: B111 the channels are not the last dimension (of more than one). The mask is not computed
 again if it or the masked gradient is used elsewhere, or if the graph has only the gradient.
@@ -115,8 +122,8 @@ class _Splitter:
         gradients = [g, g] if mask is None else [self._masked(w, mask) for _ in range(2)]
         if mask is not None:
             self.ledger.did(NAME, "B102", node, "the mask of ReLU is computed again")
-        parts = parts_for(_channels(w, gamma))
-        sums = w.op("batch_norm_grad_sums", gradients[0], x, mean, parts=parts)
+        summed = self._at_maxima(w, node, gradients[0], x)
+        sums = w.op("batch_norm_grad_sums", *summed, mean, parts=parts_for(_channels(w, gamma)))
         dgamma, dbeta, scale, offset, slope, total = w.ops(
             "batch_norm_grad_factors", sums, gamma, rstd, rows=numel(w.new.type(x).shape[:-1])
         )
@@ -125,6 +132,16 @@ class _Splitter:
         self.totals[node.name] = total
         self.ledger.did(NAME, "B101", node, "gradient of batch normalisation in steps")
         return w.op("mul", inside, scale), dgamma, dbeta
+
+    def _at_maxima(self, w: _Writer, node: Node, g: Value, x: Value) -> tuple[Value, Value]:
+        """The gradient and the operand where the gradient of a max pooling is not zero."""
+        scatter = w.new.node(g)
+        if scatter.op != "max_pool2d_scatter":
+            return g, x
+        small, places = scatter.operands
+        taken = w.op("max_pool2d_gather", x, places, kernel_size=scatter.attrs["kernel_size"])
+        self.ledger.did(NAME, "B104", node, "its sums are taken of the pooled map")
+        return small, taken
 
     def _sum(self, node: Node) -> tuple[Value, ...] | None:
         """The sum of dx over all rows is known."""

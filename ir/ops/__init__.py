@@ -13,6 +13,7 @@ from . import elementwise as elementwise
 from . import index as index
 from . import norm as norm
 from . import packing as packing
+from . import pool_places as pool_places
 from . import pooling as pooling
 from . import random as random
 from . import reduction as reduction

@@ -20,7 +20,7 @@ from netwright.codegen.target import Target
 from netwright.ir.builder import GraphBuilder
 from netwright.ir.graph import Graph, Value
 from netwright.ir.ops.record import all_ops
-from netwright.ir.types import Dim, DType, TensorType, bool_, float32, float64, int64
+from netwright.ir.types import Dim, DType, TensorType, bool_, float32, float64, int64, uint8
 
 N = Dim(1)
 
@@ -106,6 +106,11 @@ def pools() -> Iterator[Case]:
     where = {"layout": "NHWC"}
     yield Case("max_pool2d", (x,), {**most, **where})
     yield Case("max_pool2d_grad", (half, x), {**most, **where})
+    tiles = {"kernel_size": (2, 2)}
+    places = TensorType(uint8, half)
+    yield Case("max_pool2d_with_places", (x,), tiles)
+    yield Case("max_pool2d_gather", (x, places), tiles)
+    yield Case("max_pool2d_scatter", (half, places), {**tiles, **size})
     yield Case("avg_pool2d", (x,), {**mean, **where})
     yield Case("avg_pool2d_grad", (half,), {**mean, **size, **where})
     yield Case("adaptive_avg_pool2d", (x,), {**adaptive, **where})
@@ -267,6 +272,42 @@ def test_normalisation_of_short_rows_keeps_what_repeats_in_registers(
     assert code.spills == 0
     assert max(code.widths) >= 5
     assert calls_of(code) == set()
+
+
+@pytest.mark.parametrize("channels", [16, 64])
+@pytest.mark.parametrize("dtype", [float32, float64], ids=lambda d: d.short)
+def test_pooling_of_a_normalised_image_stays_in_registers(
+    asm_for: Any, target: Target, channels: int, dtype: DType
+) -> None:
+    """What the pass makes of BatchNorm, ReLU and pooling, and of the gradient."""
+    image, per = (TensorType(dtype, s) for s in ((N, 28, 28, channels), (channels,)))
+    window = {"kernel_size": (2, 2)}
+    forward = Graph("pooling")
+    x, mean, scale, beta = (
+        forward.add("input", path=str(i), type=t) for i, t in enumerate([image, per, per, per])
+    )
+    y = forward.add("add", forward.add("mul", forward.add("sub", x, mean), scale), beta)
+    y, places = forward.add("max_pool2d_with_places", forward.add("relu", y), **window)
+    at = forward.add("max_pool2d_gather", x, places, **window)
+    flat = forward.add("permute", y, dims=(0, 3, 1, 2))
+    forward.outputs = {"0": flat, "1": places, "2": at}
+
+    backward = Graph("pooling")
+    small = [TensorType(t, (N, 14, 14, channels)) for t in (dtype, uint8)]
+    types = [*small, image, per, per, per, per]
+    g, places, x, mean, slope, offset, scale = (
+        backward.add("input", path=str(i), type=t) for i, t in enumerate(types)
+    )
+    dr = backward.add("max_pool2d_scatter", g, places, **window, size=(28, 28))
+    along = backward.add("mul", backward.add("sub", x, mean), slope)
+    dx = backward.add("sub", backward.add("sub", dr, along), offset)
+    backward.outputs["0"] = backward.add("mul", dx, scale)
+
+    for operands, body in (([image, per, per, per], forward), (types, backward)):
+        code = asm_for(kernel_for("fused", operands, target, kind="pooling", body=body), target)
+        assert code.spills == 0
+        assert max(code.widths) >= 16
+        assert calls_of(code) == set()
 
 
 def optimizers() -> list[Any]:

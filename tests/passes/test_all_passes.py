@@ -18,6 +18,7 @@ from netwright.passes.eliminate_redundant_softmax import eliminate_redundant_sof
 from netwright.passes.fold_constants import fold_constants
 from netwright.passes.fuse_conv_bn_relu import fuse_conv_bn_relu
 from netwright.passes.fuse_elementwise import fuse_elementwise
+from netwright.passes.fuse_elementwise_pooling import fuse_elementwise_pooling
 from netwright.passes.fuse_pooling import fuse_pooling
 from netwright.passes.fuse_reductions import fuse_reductions
 from netwright.passes.fuse_row_means import fuse_row_means
@@ -25,6 +26,7 @@ from netwright.passes.lay_out_attention import lay_out_attention
 from netwright.passes.lower_batch_norm import lower_batch_norm
 from netwright.passes.pack_weights import pack_weights
 from netwright.passes.rewriting import Ledger
+from netwright.passes.save_pool_places import save_pool_places
 from netwright.passes.simplify import simplify
 from netwright.passes.split_batch_norm import split_batch_norm
 
@@ -44,10 +46,12 @@ PASSES: dict[str, Pass] = {
     "eliminate_dead_code": eliminate_dead_code,
     "assign_layout": assign_layout,
     "absorb_flatten": absorb_flatten,
+    "save_pool_places": save_pool_places,
     "split_batch_norm": split_batch_norm,
     "fuse_conv_bn_relu": fuse_conv_bn_relu,
     "lower_batch_norm": lower_batch_norm,
     "fuse_elementwise": fuse_elementwise,
+    "fuse_elementwise_pooling": fuse_elementwise_pooling,
     "fuse_reductions": fuse_reductions,
     "fuse_pooling": fuse_pooling,
     "fuse_row_means": fuse_row_means,
