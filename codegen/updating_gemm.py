@@ -15,8 +15,9 @@ from ..ir.types import TensorType
 from .brgemm import Epilogue, Tile
 from .deferred_update import DeferredUpdate
 from .epilogue import TileEpilogue
-from .gemm import Chunk, Following, GemmWriter, Line, Run
+from .gemm import GemmWriter
 from .gemm_blocking import LINE, Gemm
+from .gemm_work import Chunk, Following, Line, Run
 from .kernel import Kernel
 from .sizes import Size, greatest, least, minus, plus, times
 from .target import Target
