@@ -31,6 +31,7 @@ _UNROLLED = 48
 # A reduction of more steps than this is summed in blocks of a number of steps in this range.
 LONGEST_SUM = 512
 _BLOCK_STEPS = (128, 384)
+_LINE = 64  # bytes of a cache line
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Tile:
     active lanes. ``loops`` is the reduction, outermost loop first; the steps of one loop do not
     include those of the loops in it; without loops the tile is what the epilogue starts from.
     ``padded`` says that B may be read to the end of its last vector; ``b_vectors`` are the offsets
-    of the vectors of a row of B if they are not neighbours.
+    of the vectors of a row of B if they are not neighbours. ``b_ahead``, if not 0, is how many
+    elements before their use B's vectors are asked for from the second level cache.
     """
 
     dtype: DType
@@ -67,6 +69,7 @@ class Tile:
     padded: bool = True
     c_pitch: int = 1
     b_vectors: tuple[int, ...] = ()
+    b_ahead: int = 0
 
     @property
     def rows(self) -> int:
@@ -82,7 +85,7 @@ class Tile:
         """How many neighbouring rows read the same elements in the loops that are unrolled."""
         if not self.loops or len(self.a_rows) < 2:
             return 0
-        step = min(b - a for a, b in zip(self.a_rows, self.a_rows[1:], strict=False))
+        step = min(abs(b - a) for a, b in zip(self.a_rows, self.a_rows[1:], strict=False))
         reach, span = 0, max(self.a_rows) - min(self.a_rows)
         for loop in self.loops[-2:]:
             trips = loop.count if isinstance(loop.count, int) and loop.count < 16 else 4
@@ -142,7 +145,8 @@ class Epilogue(Protocol):
         """Extra parameters of the micro-kernel: (type, name)."""
 
     def initial(self, e: VectorEmitter, tile: Tile) -> list[Lane | None]:
-        """What the accumulators of each column of vectors start from; None is zero."""
+        """What the accumulators start from, row by row, or one row if all start from the same;
+        None is zero."""
 
     def finish(self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]) -> None:
         """Stores the tile ``values[row][vector]``."""
@@ -177,7 +181,7 @@ def micro_kernel(
     e = VectorEmitter(f, tile.lanes, tile.dtype)
     zero = e.constant(0.0, tile.dtype)
     start = [lane or zero for lane in epilogue.initial(e, tile)]
-    sums = [lane.text for _ in range(tile.rows) for lane in start]
+    sums = [lane.text for lane in start] * (tile.rows * tile.vectors // len(start))
     if tile.loops:
         product = _Product(f, e, tile)
         if isinstance(epilogue, Interleaved):
@@ -362,6 +366,8 @@ class _Product:
     def _load_b(self, b: str, offset: int, vector: int) -> str:
         places = self.tile.b_vectors
         address = self._at(b, offset + (places[vector] if places else vector * self.tile.lanes))
+        if self.tile.b_ahead and vector * self.tile.lanes * self.size % _LINE == 0:
+            self.f.prefetch(self._at(address, self.tile.b_ahead), level=2)
         mask = None if self.tile.padded else self.tile.active(vector)
         if mask is None:
             return self.f.load(self.kind, address, self.size)
@@ -391,15 +397,19 @@ class _Product:
     def _unroll(self, count: int | str) -> int:
         """Iterations per trip: a power of two, or a near divisor of the count.
 
-        More than four make the scheduler for AArch64 hold so many rows of B that it spills. With
-        AVX-512, two rows of B next to the largest tile leave no register for elements of A: LLVM
-        loads both first and spills sums, for some steps of A. One iteration is as fast.
+        More than four (two if four rows of B leave no registers for A) make the scheduler for
+        AArch64 hold so many rows of B that it spills. With AVX-512, two rows of B next to the
+        largest tile leave no register for elements of A: LLVM loads both first and spills sums, for
+        some steps of A. One iteration is as fast.
         """
         wide = self.tile.lanes * self.size == 64
         if wide and self.work + 2 * self.tile.vectors >= 32:
             return 1
+        most = min(4, _UNROLLED // self.work)
+        if self.tile.lanes * self.size == 16 and self.work + 4 * self.tile.vectors > 27:
+            most = min(most, 2)
         unroll = 1
-        while 2 * unroll * self.work <= _UNROLLED and unroll < 4:
+        while 2 * unroll <= most:
             unroll *= 2
         if isinstance(count, int):
             for near in (unroll, unroll - 1):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from itertools import groupby
 
 from .brgemm import Tile
@@ -76,7 +77,8 @@ class _Writer:
         self.symbol = symbol_for(
             f"depthwise_{found.op}", spec, found.epilogue.key, self.x, self.w, inputs, target
         )
-        self.f = Function(self.symbol, kernel_params(len(found.epilogue.outputs), inputs))
+        results = len(found.epilogue.outputs) + found.epilogue.sums
+        self.f = Function(self.symbol, kernel_params(results, inputs))
         self.lanes = target.lanes(spec.dtype)
         self.scalar = scalar_type(spec.dtype)
         self.micro: dict[tuple[_Taps, int, Phase, Phase], Function] = {}
@@ -123,10 +125,7 @@ class _Writer:
             size = spec.panels_of_all * spec.panel_elements * spec.dtype.itemsize
         with f.when(f.emit(f"icmp slt i64 {first}, {stop}")):
             if zero_bytes:
-                f.call(
-                    "void", "llvm.memset.p0.i64", ("ptr", "%scratch"), ("i8", "0"),
-                    ("i64", str(zero_bytes)), ("i1", "false"),
-                )  # fmt: skip
+                _zero(f, "%scratch", zero_bytes)
             if source is not None:
                 with f.loop(source.panels) as loop:
                     start = times(f, loop.index, spec.panel_elements)
@@ -144,6 +143,11 @@ class _Writer:
         sources = [self._source(start, line, rows, t) for t in range(rows.taps)]
         y = plus(f, times(f, line, rows.step), rows.first)
         y = plus(f, times(f, image, spec.size[0]), y)
+        means = ""
+        if self.epilogue.sums:
+            means = f.element(f"%out{len(self.epilogue.outputs)}", self.scalar,
+                              times(f, y, spec.outputs))
+            _zero(f, means, spec.outputs * spec.dtype.itemsize)
         for columns in spec.columns.phases:
             taps = (columns.first_tap + rows.first_tap * spec.kernel[1]) * spec.panel
             b = f.element(weights, self.scalar, taps)
@@ -154,7 +158,7 @@ class _Writer:
                     pixel = plus(f, row, times(f, output, columns.step))
                     moved = times(f, tile.index, run.taps.outputs * columns.advance)
                     shift = times(f, plus(f, moved, run.column), spec.x_pitch)
-                    self._channels(sources, shift, b, pixel, run.taps, rows, columns)
+                    self._channels(sources, shift, b, pixel, means, run.taps, rows, columns)
 
     def _source(self, start: str, line: Size, rows: Phase, tap: int) -> str:
         """The address of the image's row for one row of the kernel; zeros outside."""
@@ -196,10 +200,10 @@ class _Writer:
             yield _Run(taps, members[0][1], members[0][2], len(members))
 
     def _channels(
-        self, sources: list[str], shift: Size, b: str, pixel: Size, taps: _Taps, rows: Phase,
-        columns: Phase,
+        self, sources: list[str], shift: Size, b: str, pixel: Size, means: str, taps: _Taps,
+        rows: Phase, columns: Phase,
     ) -> None:  # fmt: skip
-        """One tile, all channels."""
+        """One tile, all channels; ``means`` is the address of the row's means, if they are made."""
         f, spec = self.f, self.spec
         whole, rest = divmod(spec.outputs, self.piece)
 
@@ -210,6 +214,8 @@ class _Writer:
             args = [("ptr", s) for s in sources]
             args += [("i64", str(plus(f, shift, channel)))]
             args += [("ptr", f.element(b, self.scalar, at))]
+            if means:
+                args.append(("ptr", f.element(means, self.scalar, channel)))
             args += self.epilogue.arguments(f, pixel, channel, spec.y_pitch)
             key = (taps, width, rows, columns)
             if key not in self.micro:
@@ -226,10 +232,12 @@ class _Writer:
     def _micro(
         self, symbol: str, taps: _Taps, width: int, rows: Phase, columns: Phase
     ) -> Function:
-        """``void @symbol(ptr row0.., i64 shift, ptr b, <parameters of the epilogue>)``."""
+        """``void @symbol(ptr row0.., i64 shift, ptr b, [ptr means], <those of the epilogue>)``."""
         spec = self.spec
         params = [("ptr readonly", f"row{k}") for k in range(rows.taps)]
         params += [("i64", "shift"), ("ptr noalias readonly", "b")]
+        if self.epilogue.sums:
+            params.append(("ptr noalias", "means"))
         f = Function(symbol, params + self.epilogue.params(), attributes="noinline nounwind")
         e = VectorEmitter(f, self.lanes, spec.dtype)
         vectors = -(-width // self.lanes)
@@ -253,12 +261,27 @@ class _Writer:
                 weights = k * rows.tap_step * spec.kernel[1] * spec.panel + j * self.lanes
                 sums = self._kernel_row(e, tile, j, base, weights, sums, taps, columns)
             if inline:
-                self.epilogue.finish_column(e, tile, j, sums)
+                stored = self.epilogue.finish_column(e, tile, j, sums)
+                if self.epilogue.sums:
+                    self._add_mean(e, tile, j, reduce(e.add, stored))
             for i, value in enumerate(sums):
                 results[i].append(value)
-        if not inline:
+        if not inline and self.epilogue.sums:
+            for j, total in enumerate(self.epilogue.finish_summed(e, tile, results)):
+                self._add_mean(e, tile, j, total)
+        elif not inline:
             self.epilogue.finish(e, tile, results)
         return f
+
+    def _add_mean(self, e: VectorEmitter, tile: Tile, j: int, total: Lane) -> None:
+        """Adds the share of a tile to the means of its row: ``total`` is a sum over its outputs."""
+        dtype, active = total.dtype, tile.active(j)
+        at = e.fn.element("%means", self.scalar, j * self.lanes)
+        share = e.constant(1 / self.spec.size[1], dtype)
+        if active is None:
+            e.store(e.fma(total, share, e.load(at, dtype)), at)
+        else:
+            e.store_masked(e.fma(total, share, e.load_masked(at, dtype, active)), at, active)
 
     def _kernel_row(
         self, e: VectorEmitter, tile: Tile, j: int, base: str, weights: int, sums: list[Lane],
@@ -284,3 +307,10 @@ class _Writer:
             for i, t in uses[column]:
                 result[i] = e.fma(x, kernel[t], result[i])
         return result
+
+
+def _zero(f: Function, address: str, size: int) -> None:
+    f.call(
+        "void", "llvm.memset.p0.i64",
+        ("ptr", address), ("i8", "0"), ("i64", str(size)), ("i1", "false"),
+    )  # fmt: skip

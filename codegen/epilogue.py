@@ -1,7 +1,8 @@
 """What happens to a finished tile of a contraction: bias, elementwise operators, stores.
 
 A ``fused`` node of kind ``contraction`` has a body that starts with the contraction (its anchor);
-the elementwise operators after it are applied to the accumulators while they are in registers.
+the elementwise operators after it are applied to the accumulators while they are in registers. The
+last operator may be a pooling, whose windows the tile then holds as a whole (``window_pool.py``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..ir.graph import Graph, Node, Value
+from ..ir.ops.adaptive_pooling import is_row_mean
 from ..ir.ops.contraction import IN_PLACE_ANCHORS
 from ..ir.ops.record import get
 from ..ir.types import DType, Extent, TensorType, int64
@@ -21,6 +23,7 @@ from .brgemm import Tile
 from .emitter import Lane, VectorEmitter, memory_type
 from .sizes import Size
 from .text import Function
+from .window_pool import WindowPool, window_pool
 
 # Rough instruction counts of elementwise operators; one that is not here costs one.
 _COSTS = {
@@ -56,7 +59,7 @@ class Contraction:
 
     ``operands`` are the types of the anchor's operands and ``sources`` which of the kernel's
     inputs they are; ``result`` is the type of the anchor's result; ``pitch`` is how many elements
-    the rows of the results are apart.
+    the rows of the region's results are apart.
     """
 
     op: str
@@ -81,7 +84,9 @@ class TileEpilogue:
     stored; without a body the tile itself is stored. ``accumulate`` first adds the tile to what the
     first output holds, if the last argument (see ``arguments``) says so. ``in_place``: an output
     may be the memory of a ``full`` operand, so each element is read before it is written, and
-    written once.
+    written once. With ``pool``, rows of a tile that have the same place in the result are a window,
+    of which one element per column is stored. With ``sums``, the sums over the rows of the first
+    result are handed back to whoever makes the tile (see ``finish_summed``).
     """
 
     outputs: tuple[DType, ...]
@@ -90,12 +95,15 @@ class TileEpilogue:
     operands: tuple[Operand, ...] = ()
     body: Body | None = None
     in_place: bool = False
+    pool: WindowPool | None = None
+    sums: bool = False
 
     @property
     def key(self) -> tuple[object, ...]:
         """What the code depends on."""
         body = self.body.key if self.body is not None else ""
-        return self.outputs, self.bias, self.accumulate, self.operands, body, self.in_place
+        tail = self.in_place, self.pool, self.sums
+        return self.outputs, self.bias, self.accumulate, self.operands, body, tail
 
     # -- in the kernel
 
@@ -180,15 +188,66 @@ class TileEpilogue:
                 self.finish_column(e, tile, j, [row[j] for row in values])
             return
         self._keep(e, tile, values)
-        with e.fn.loop(tile.rows) as loop:
-            for j in range(tile.vectors):
-                self._kept(e, tile, loop.index, j)
+        apart = (tile.c_rows[1] - tile.c_rows[0]) // tile.c_pitch
+        self.finish_rows(e, tile, _TILE, tile.rows, apart)
 
-    def finish_column(self, e: VectorEmitter, tile: Tile, j: int, values: list[Lane]) -> None:
-        """Finishes one column of vectors: a value for each row of the tile."""
+    def finish_rows(
+        self, e: VectorEmitter, tile: Tile, source: str, rows: Size, apart: int = 1
+    ) -> None:
+        """Finishes ``rows`` rows of ``tile.vectors`` vectors each that are in memory at ``source``
+        and are ``apart`` rows of the result apart."""
+        with e.fn.loop(rows) as loop:
+            for j in range(tile.vectors):
+                self._kept(e, tile, source, loop.index, apart, j)
+
+    def finish_column(
+        self, e: VectorEmitter, tile: Tile, j: int, values: list[Lane]
+    ) -> list[Lane]:
+        """Finishes one column of vectors: a value for each row of the tile. The elements of the
+        first result, in the order in which they are stored."""
         columns = self.columns(e, tile, j)
-        for start, value in zip(tile.c_rows, values, strict=True):
+        if self.pool is not None:
+            return self._windows(e, tile, j, values, columns, self.pool)
+        return [
             self.element(e, tile, start, start // tile.c_pitch, j, value, columns)
+            for start, value in zip(tile.c_rows, values, strict=True)
+        ]
+
+    def finish_summed(
+        self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]
+    ) -> list[Lane]:
+        """Stores a tile whose body is applied in memory (see ``in_memory``); the sums over its rows
+        of the first result, by column of vectors."""
+        self._keep(e, tile, values)
+        apart = (tile.c_rows[1] - tile.c_rows[0]) // tile.c_pitch
+        zero = e.constant(0.0, self.outputs[0])
+        carry = [(e.type(zero.dtype), zero.text)]
+        totals = []
+        # One loop per column: the body's constants leave few registers for sums.
+        for j in range(tile.vectors):
+            with e.fn.loop(tile.rows, carry=carry) as loop:
+                value = self._kept(e, tile, _TILE, loop.index, apart, j)
+                loop.next = [e.add(Lane(loop.carried[0], zero.dtype), value).text]
+            totals.append(Lane(loop.results[0], zero.dtype))
+        return totals
+
+    def _windows(
+        self, e: VectorEmitter, tile: Tile, j: int, values: list[Lane], columns: Mapping[int, Any],
+        pool: WindowPool,
+    ) -> list[Lane]:  # fmt: skip
+        """Finishes one column of vectors of whole windows."""
+        windows: dict[int, list[list[Lane]]] = {}
+        for start, value in zip(tile.c_rows, values, strict=True):
+            results = [value]
+            if self.body is not None:
+                results = self.body.emit(e, value, columns)
+            windows.setdefault(start, []).append(results)
+        stored = []
+        for start, members in windows.items():
+            pooled = [pool.combine(e, taps) for taps in zip(*members, strict=True)]
+            self._store(e, tile, start, j, pooled)
+            stored.append(pooled[0])
+        return stored
 
     def _keep(self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]) -> None:
         """Writes the tile to memory, where the long body is applied to it row by row."""
@@ -197,21 +256,22 @@ class TileEpilogue:
                 at = offset(e.fn, _TILE, (i * tile.vectors + j) * tile.lanes, tile.dtype)
                 e.store(value, at, tile.lanes * tile.dtype.itemsize)
 
-    def _kept(self, e: VectorEmitter, tile: Tile, row: str, j: int) -> None:
-        """Finishes a vector that ``_keep`` wrote."""
+    def _kept(
+        self, e: VectorEmitter, tile: Tile, source: str, row: str, apart: int, j: int
+    ) -> Lane:
+        """Finishes a vector that is in memory."""
         f, lanes = e.fn, tile.lanes
-        step = tile.c_rows[1] - tile.c_rows[0]
-        start = f.emit(f"mul nsw i64 {row}, {step}")
-        number = f.emit(f"mul nsw i64 {row}, {step // tile.c_pitch}")
+        start = f.emit(f"mul nsw i64 {row}, {apart * tile.c_pitch}")
+        number = f.emit(f"mul nsw i64 {row}, {apart}")
         line = f.emit(f"mul nsw i64 {row}, {tile.vectors * lanes}")
-        here = f.element(_TILE, memory_type(tile.dtype), line)
+        here = f.element(source, memory_type(tile.dtype), line)
         at = offset(f, here, j * lanes, tile.dtype)
         value = e.load(at, tile.dtype, lanes * tile.dtype.itemsize)
-        self.element(e, tile, start, number, j, value, self.columns(e, tile, j))
+        return self.element(e, tile, start, number, j, value, self.columns(e, tile, j))
 
     def in_memory(self, tile: Tile) -> bool:
         """Whether the body is applied in a loop over the rows instead of to each register."""
-        if self.body is None or tile.rows < 2:
+        if self.body is None or tile.rows < 2 or self.pool is not None:
             return False
         steps = {b - a for a, b in zip(tile.c_rows, tile.c_rows[1:], strict=False)}
         return len(steps) == 1 and self.body.cost * tile.rows * tile.vectors > _INLINE_INSTRUCTIONS
@@ -239,23 +299,20 @@ class TileEpilogue:
         j: int,
         value: Lane,
         columns: Mapping[int, Any],
-    ) -> None:
-        """Finishes one vector: column ``j`` of row ``row``, which starts at element ``start``."""
+    ) -> Lane:
+        """Finishes one vector: column ``j`` of row ``row``, which starts at element ``start``. Its
+        elements of the first result."""
         f, active = e.fn, tile.active(j)
-
-        def place(base: str, dtype: DType) -> str:
-            there = f.element(base, memory_type(dtype), start)
-            return offset(f, there, j * tile.lanes, dtype)
-
         if self.accumulate:
-            before = load(e, place("%c0", tile.dtype), tile.dtype, active)
-            value = e.add(only_if(e, "%keep", before), value)
+            at = _place(f, "%c0", start, j * tile.lanes, tile.dtype)
+            value = e.add(only_if(e, "%keep", load(e, at, tile.dtype, active)), value)
         results = [value]
         if self.body is not None:
             operands = dict(columns)
             for k, operand in enumerate(self.operands):
                 if operand.kind == "full":
-                    operands[k] = load(e, place(f"%e{k}", operand.dtype), operand.dtype, active)
+                    at = _place(f, f"%e{k}", start, j * tile.lanes, operand.dtype)
+                    operands[k] = load(e, at, operand.dtype, active)
                 elif operand.kind == "row":
                     at = f.element(f"%e{k}", memory_type(operand.dtype), row)
                     operands[k] = e.load_splat(at, operand.dtype)
@@ -263,8 +320,16 @@ class TileEpilogue:
             if self._needs_index:
                 e.index = f.emit(f"add nsw i64 {f.emit(index)}, {j * tile.lanes}")
             results = self.body.emit(e, value, operands)
+        self._store(e, tile, start, j, results)
+        return results[0]
+
+    def _store(
+        self, e: VectorEmitter, tile: Tile, start: int | str, j: int, results: Sequence[Lane]
+    ) -> None:
+        """Stores one vector of each result."""
+        active = tile.active(j)
         for k, (result, dtype) in enumerate(zip(results, self.outputs, strict=True)):
-            at = place(f"%c{k}", dtype)
+            at = _place(e.fn, f"%c{k}", start, j * tile.lanes, dtype)
             if active is None:
                 e.store(result, at)
             else:
@@ -279,6 +344,10 @@ def only_if(e: VectorEmitter, mask: str, v: Lane) -> Lane:
     f, bits = e.fn, e.bits(v)
     word = mask if bits.dtype is int64 else f.emit(f"trunc i64 {mask} to i32")
     return e.unbits(e.op("and", bits, e.splat(word, bits.dtype)))
+
+
+def _place(f: Function, base: str, start: int | str, column: int, dtype: DType) -> str:
+    return offset(f, f.element(base, memory_type(dtype), start), column, dtype)
 
 
 def offset(f: Function, base: str, elements: int, dtype: DType) -> str:
@@ -351,6 +420,18 @@ def contraction_of(node: Node, operands: Sequence[TensorType]) -> Contraction | 
     body: Graph = node.attrs["body"]
     inputs = {n.value: int(n.attrs["path"]) for n in body.sources("input")}
     rest = [n for n in body.nodes if n.op != "input"]
+    results = tuple(body.outputs[str(k)] for k in range(len(body.outputs)))
+    pool = window_pool(rest[-1]) if len(rest) > 1 else None
+    if pool is not None:
+        if results != (rest[-1].value,):
+            return None
+        results = rest.pop().operands
+    last = rest[-1]
+    sums = len(rest) > 1 and is_row_mean(last.op, last.attrs, body.type(last.operands[0]))
+    if sums:
+        if results != (rest[-1].operands[0], rest[-1].value):
+            return None
+        results = rest.pop().operands
     anchors = [n for n in rest if get(n.op).kind in ("contraction", "spatial")]
     if len(anchors) != 1 or any(v not in inputs for v in anchors[0].operands):
         return None
@@ -374,7 +455,8 @@ def contraction_of(node: Node, operands: Sequence[TensorType]) -> Contraction | 
                 if kind is None:
                     return None
                 leaves[v] = Operand(inputs[v], kind, body.type(v).dtype)
-    results = tuple(body.outputs[str(k)] for k in range(len(body.outputs)))
+    if pool is not None and any(o.kind not in ("column", "scalar") for o in leaves.values()):
+        return None
     if any(body.type(v).shape != wanted or v in inputs for v in results):
         return None
     kept = {anchor.value, *leaves, *(n.value for n in rest)}
@@ -387,6 +469,8 @@ def contraction_of(node: Node, operands: Sequence[TensorType]) -> Contraction | 
         operands=tuple(leaves.values()),
         body=Body(anchor.value, tuple(rest), tuple(leaves), results),
         in_place=anchor.op in IN_PLACE_ANCHORS,
+        pool=pool,
+        sums=sums,
     )
     types = tuple(operands[s] for s in sources)
     pitch = node.type.pitch

@@ -6,7 +6,7 @@ Copies have zeros around (and between) the pixels, so that kernels need no code 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..ir.types import DType, Extent, TensorType
 from .sizes import Size, minus, plus, quotient, remainder, times
@@ -56,6 +56,11 @@ class Axis:
     @property
     def advance(self) -> int:
         return self.phases[0].advance
+
+    def first(self, count: int) -> Axis:
+        """The axis with its first ``count`` outputs only, of one phase."""
+        (phase,) = self.phases
+        return replace(self, phases=(replace(phase, count=count),))
 
     def extent(self, count: int) -> int:
         """Padded positions that the first ``count`` outputs of each phase need."""

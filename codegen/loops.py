@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -254,6 +255,26 @@ def greater(e: VectorEmitter, a: Lane, b: Lane) -> Lane:
 
 def greater_all(e: VectorEmitter, a: Lanes, b: Lanes) -> Lanes:
     return tuple(greater(e, x, y) for x, y in zip(a, b, strict=True))
+
+
+def largest(e: VectorEmitter, values: list[Lane]) -> Lane:
+    """The maximum, NaN if there is one: one comparison finds a NaN in either of two values."""
+    dtype = values[0].dtype
+    top = values[0]
+    for v in values[1:]:
+        top = greater(e, v, top)
+    if not dtype.is_float:
+        return top
+    kind, mask = e.type(dtype), e.type(bool_)
+    found: Lane | None = None
+    for a, b in zip(values[::2], [*values[1::2], values[-1]], strict=False):
+        pair = Lane(e.fn.emit(f"fcmp uno {kind} {a.text}, {b.text}"), bool_)
+        found = pair if found is None else e.logical_or(found, pair)
+    nan = e.constant(math.nan, dtype).text
+    if found is None:
+        return top
+    text = e.fn.emit(f"select {mask} {found.text}, {kind} {nan}, {kind} {top.text}")
+    return Lane(text, dtype)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from ..ir.ops.spatial import image
 from ..ir.types import DType, Extent, bool_, float64, numel
 from .emitter import Lane, VectorEmitter, memory_type
 from .kernel import Kernel, TaskCount
-from .loops import Lanes, Position, greater, widen
+from .loops import Lanes, Position, largest, widen
 from .pool_windows import Adaptive, Axis, Window
 from .sizes import (
     Size,
@@ -64,26 +64,6 @@ def emit_pool(node: Node, graph: Graph, target: Target) -> Kernel | None:
     else:
         tasks = pool.average()
     return w.finish(tasks, flops=numel(node.type.shape) * pool.taps)
-
-
-def _largest(e: VectorEmitter, values: list[Lane]) -> Lane:
-    """The maximum, NaN if there is one: one comparison finds a NaN in either of two values."""
-    dtype = values[0].dtype
-    top = values[0]
-    for v in values[1:]:
-        top = greater(e, v, top)
-    if not dtype.is_float:
-        return top
-    kind, mask = e.type(dtype), e.type(bool_)
-    found: Lane | None = None
-    for a, b in zip(values[::2], [*values[1::2], values[-1]], strict=False):
-        pair = Lane(e.fn.emit(f"fcmp uno {kind} {a.text}, {b.text}"), bool_)
-        found = pair if found is None else e.logical_or(found, pair)
-    nan = e.constant(math.nan, dtype).text
-    if found is None:
-        return top
-    text = e.fn.emit(f"select {mask} {found.text}, {kind} {nan}, {kind} {top.text}")
-    return Lane(text, dtype)
 
 
 @dataclass
@@ -268,7 +248,7 @@ class _Pool:
                 return carried
 
             self.each_tap(n, oh, ow, inside, (x,), (), collect)
-            return tuple(_largest(e, values) for values in seen)
+            return tuple(largest(e, values) for values in seen)
         lowest = -math.inf if self.dtype.is_float else int(np.iinfo(self.dtype.np).min)
 
         def tap(places: list[str], carried: Lanes) -> Lanes:

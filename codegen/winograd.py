@@ -40,6 +40,9 @@ _BLOCK_TILES = 48
 _MOST_TILES = 64
 # The most ranges per thread: each transforms blocks of its own and reads all weights for them.
 _CUTS = 2
+# Transforming the inputs of a few tiles takes an eighth of the products of one panel: where ranges
+# divide panels, and there are no more than this, a thread does it once.
+_FEW_PANELS = 4
 _LINE = 16  # elements of padding that keep matrices out of the same cache sets
 
 
@@ -163,6 +166,10 @@ class _Writer:
         self.f = Function(self.symbol, kernel_params(len(found.epilogue.outputs), inputs))
         self.micro = MicroKernels(f"{self.symbol}_tile")
         self.helpers = LocalFunctions(self.symbol)
+        # Pixels of a window that is pooled, and the size of what is stored.
+        pool = found.epilogue.pool
+        self.window = pool.kernel if pool is not None else (1, 1)
+        self.stored = pool.pooled(spec.size) if pool is not None else spec.size
         self.lanes = target.lanes(spec.dtype)
         self.scalar = scalar_type(spec.dtype)
         self.down, self.across = (-(-n // self.tile) for n in spec.size)
@@ -193,7 +200,12 @@ class _Writer:
             self._inputs(loop.index, size)
             self._panels(loop.index, size, panels)
         functions = [*self.helpers.functions, *self.micro.functions, f]
-        return assembled(functions, TaskCount(tasks), self.scratch, spec.flops, cuts=_CUTS)
+        # Below so many samples, panels are divided.
+        divided = self.block // (self.down * self.across) + 1
+        since = divided if spec.panels <= _FEW_PANELS else 0
+        return assembled(
+            functions, TaskCount(tasks), self.scratch, spec.flops, cuts=_CUTS, cuts_from=since
+        )
 
     def _range(self, work: Size, tasks: int) -> tuple[str, str, tuple[str, str]]:
         """Tiles [first, stop) and panels [first, stop) of this range of tasks.
@@ -368,8 +380,9 @@ class _Writer:
         column = times(f, panel, spec.panel)
         with f.loop(count) as loop:
             image, down, across = self._place(plus(f, first, loop.index))
-            y = plus(f, times(f, image, spec.size[0]), times(f, down, self.tile))
-            pixel = plus(f, times(f, y, spec.size[1]), times(f, across, self.tile))
+            rows, columns = (self.tile // n for n in self.window)
+            y = plus(f, times(f, image, self.stored[0]), times(f, down, rows))
+            pixel = plus(f, times(f, y, self.stored[1]), times(f, across, columns))
             m = self._scratch(plus(f, times(f, loop.index, spec.panel), self.at.m))
             args = [("ptr", m), *self.epilogue.arguments(f, pixel, column, spec.y_pitch)]
             text = ", ".join(f"{t} {v}" for t, v in args)
@@ -393,6 +406,8 @@ class _Writer:
     def _finishers(self, height: int, length: int, width: int) -> list[str]:
         """The functions that finish ``height`` x ``length`` outputs of a tile."""
         groups = row_groups(OUTPUT[self.tile][:height], self.size, self.target.registers)
+        if any(len(group) % self.window[0] for group in groups):
+            groups = [range(r, r + self.window[0]) for r in range(0, height, self.window[0])]
         return [
             self.helpers.name(
                 f"outputs{k}_{height}x{length}_{width}",
@@ -413,13 +428,17 @@ class _Writer:
         matrix = OUTPUT[self.tile]
         vectors = -(-width // self.lanes)
         tail = width - (vectors - 1) * self.lanes
+        down, across = self.window
+        places = [
+            [(r // down * self.stored[1] + c // across) * spec.y_pitch for c in range(length)]
+            for r in range(height)
+        ]
         lines = [
             Tile(
-                spec.dtype, self.lanes, tuple(range(length)),
-                tuple((r * spec.size[1] + c) * spec.y_pitch for c in range(length)),
+                spec.dtype, self.lanes, tuple(range(down * length)), tuple(places[r] * down),
                 vectors, tail, (), c_pitch=spec.y_pitch,
             )
-            for r in range(height)
+            for r in range(0, height, down)
         ]  # fmt: skip
         starts = self.epilogue.initial(e, lines[0])
         for j in range(vectors):
@@ -430,11 +449,16 @@ class _Writer:
                 at = (row * self.size + column) * self.at.m_step
                 return e.load(f.element(m, self.scalar, at), spec.dtype)
 
-            def store(row: int, values: list[Lane], j: int = j, start: Lane | None = start) -> None:
-                if start is not None:
-                    values = [e.add(v, start) for v in values]
-                self.epilogue.finish_column(e, lines[row], j, values)
+            window: list[Lane] = []
 
-            down, across = matrix[:height], matrix[:length]
-            transform_2d(e, down, across, rows, load, store)
+            def store(
+                row: int, values: list[Lane], j: int = j, start: Lane | None = start,
+                window: list[Lane] = window,
+            ) -> None:  # fmt: skip
+                window += values if start is None else [e.add(v, start) for v in values]
+                if row % down == down - 1:
+                    self.epilogue.finish_column(e, lines[row // down], j, window)
+                    window.clear()
+
+            transform_2d(e, matrix[:height], matrix[:length], rows, load, store)
         return f

@@ -11,13 +11,15 @@ After::
 
 The same inside of ``contraction`` regions. Where ``choose_tile`` says so, a 3x3 convolution of
 stride 1 becomes ``conv2d_winograd`` on a weight from ``pack_winograd``; the gradient of its weight,
-which reads none, becomes ``conv2d_grad_weight_winograd`` where ``choose_gradient_tile`` says so. A
+which reads none, becomes ``conv2d_grad_weight_winograd`` where ``choose_gradient_tile`` says so, or
+``conv2d_grad_weight_parts`` and a ``sum`` over the parts where ``choose_parts`` does. A
 pack of a parameter is a function of state alone: in inference the runtime computes it when a
 parameter changes; a training step computes it once per step. Two users of one weight in one form
-share its pack. Code P101; P102 for the gradients of weights.
+share its pack. Code P101; P102 for the gradients of weights, P105 for those in parts.
 
-A linear layer of few rows whose weight changes in every call packs its panels itself, next to their
-use (code P103, ``packs_itself``): a packed copy would go to memory and come back once.
+A linear layer whose weight changes in every call may do without a packed copy, which would go to
+memory and come back once. ``choose_linear`` chooses: the kernel of ``linear`` packs panels itself,
+next to their use (code P103); that of ``linear_transposed`` needs none (P104).
 
 Skips: convolutions that are not channels-last, which have no packed kernel; a region whose weight
 has another use inside of it; weights of symbolic size; Winograd for strides, dilations, groups and
@@ -41,8 +43,12 @@ ChoosePanel = Callable[[int, DType], int]
 ChooseTile = Callable[[int, int, tuple[int, int], DType], int]
 """``(inputs, outputs, size, dtype)``: the m of Winograd's F(m x m, 3 x 3) for such a 3x3
 convolution of stride 1 with ``size`` outputs, or 0 for the direct sum."""
-PacksItself = Callable[[Extent, int, DType], bool]
-"""``(rows, depth, dtype)``: whether a product of so many rows packs each panel only once."""
+ChooseParts = Callable[[int, int, tuple[int, int], tuple[int, int]], int]
+"""``(inputs, outputs, kernel, size)``: into how many parts of the batch the gradient of such a
+weight, of a convolution with ``size`` outputs, is cut; 0 leaves it whole."""
+ChooseLinear = Callable[[Extent, int, int, DType], str]
+"""``(rows, depth, outputs, dtype)``: the operator that computes a linear layer whose weight changes
+in every call: ``linear_packed``, ``linear`` or ``linear_transposed``."""
 _PACKED = ("linear", "conv2d", "conv2d_grad_input")
 
 
@@ -70,40 +76,46 @@ def pack_weights(
     choose_tile: ChooseTile | None = None,
     choices: Mapping[str, Choice] | None = None,
     choose_gradient_tile: ChooseTile | None = None,
-    packs_itself: PacksItself | None = None,
+    choose_parts: ChooseParts | None = None,
+    choose_linear: ChooseLinear | None = None,
 ) -> Graph:
     """The graph with packed operands for linear and convolution kernels.
 
-    ``choices``, by the name of a node of the graph, overrule the first two functions.
+    ``choices``, by the name of a node of the graph, overrule the first two functions for weights
+    that are packed.
     """
-    left = _left(graph, packs_itself) if packs_itself is not None else set()
+    unpacked = _unpacked(graph, choose_linear) if choose_linear is not None else {}
     packer = _Packer(
-        choose_panel, choose_tile or _direct, choose_gradient_tile or _direct, ledger,
-        dict(choices or {}), left,
+        choose_panel, choose_tile or _direct, choose_gradient_tile or _direct,
+        choose_parts or _whole, ledger, dict(choices or {}), unpacked,
     )  # fmt: skip
     return rebuild(graph, packer.emit)
 
 
-def _left(graph: Graph, packs_itself: PacksItself) -> set[str]:
-    """The linear layers that pack their weights themselves: those of which nothing is prepared, and
-    that no other product could share a pack with."""
+def _unpacked(graph: Graph, choose: ChooseLinear) -> dict[str, str]:
+    """The operators of linear layers that read their weights in memory order, by the layer's name:
+    of which nothing is prepared, and that no other product could share a pack with."""
     users: dict[Value, list[Node]] = {}
     for node in graph.nodes:
         found = _anchor(node)
         if found is not None:
             users.setdefault(node.operands[found[1]], []).append(found[0])
     prepared = state_only(graph)
-    left = set()
+    unpacked = {}
     for node in graph.nodes:
         found = _anchor(node)
         if found is None or found[0].op != "linear":
             continue
         weight = node.operands[found[1]]
         kind, rows = graph.type(weight), numel(found[0].type.shape[:-1])
-        depth, alone = kind.shape[1], len(users[weight]) == 1 and weight.node not in prepared
-        if alone and isinstance(depth, int) and packs_itself(rows, depth, kind.dtype):
-            left.add(node.name)
-    return left
+        outputs, depth = kind.shape
+        alone = len(users[weight]) == 1 and weight.node not in prepared
+        if not alone or not isinstance(outputs, int) or not isinstance(depth, int):
+            continue
+        op = choose(rows, depth, outputs, kind.dtype)
+        if op != "linear_packed":
+            unpacked[node.name] = op
+    return unpacked
 
 
 def products(graph: Graph) -> Iterator[Product]:
@@ -168,6 +180,10 @@ def _direct(inputs: int, outputs: int, size: tuple[int, int], dtype: DType) -> i
     return 0
 
 
+def _whole(inputs: int, outputs: int, kernel: tuple[int, int], size: tuple[int, int]) -> int:
+    return 0
+
+
 @dataclass(frozen=True)
 class _Form:
     """An operator on packed weights: the operator that packs, the one that computes, and the
@@ -184,9 +200,10 @@ class _Packer:
     choose_panel: ChoosePanel
     choose_tile: ChooseTile
     choose_gradient_tile: ChooseTile
+    choose_parts: ChooseParts
     ledger: Ledger | None
     choices: dict[str, Choice]
-    left: set[str]
+    unpacked: dict[str, str]
     packs: dict[tuple[Any, ...], Value] = field(default_factory=dict)
 
     def emit(self, new: Graph, node: Node, operands: list[Value]) -> tuple[Value, ...] | None:
@@ -196,11 +213,8 @@ class _Packer:
         if found is None:
             return None
         anchor, weight = found
-        if node.name in self.left and node.name not in self.choices:
-            if self.ledger is not None:
-                why = f"%{node.name} packs {operands[weight]} itself: it changes in every call"
-                self.ledger.declined(NAME, "P103", node, why)
-            return None
+        if node.name in self.unpacked:
+            return self._changing(new, node, operands, anchor, weight)
         form = self._form(node, anchor, new.type(operands[weight]).shape)
         if form is None:
             return None
@@ -209,30 +223,61 @@ class _Packer:
         if anchor is node:
             return add_like(new, node, form.op, operands, **form.attrs)
         kind = new.type(operands[weight])
-        packed = _packed_body(node.attrs["body"], anchor, form, kind)
+        packed = _packed_body(node.attrs["body"], anchor, form.op, form.attrs, kind)
         return add_like(new, node, "fused", operands, kind="contraction", body=packed)
+
+    def _changing(
+        self, new: Graph, node: Node, operands: list[Value], anchor: Node, weight: int
+    ) -> tuple[Value, ...] | None:
+        """A linear layer on a weight in memory order; None if its kernel packs it."""
+        op, value = self.unpacked[node.name], operands[weight]
+        if op == "linear":
+            if self.ledger is not None:
+                why = f"%{node.name} packs {value} itself: it changes in every call"
+                self.ledger.declined(NAME, "P103", node, why)
+            return None
+        if self.ledger is not None:
+            text = f"%{node.name} reads {value}, which changes in every call, as a left factor"
+            self.ledger.did(NAME, "P104", node, text)
+        if anchor is node:
+            return add_like(new, node, op, operands)
+        body = _packed_body(node.attrs["body"], anchor, op, {}, new.type(value))
+        return add_like(new, node, "fused", operands, kind="contraction", body=body)
 
     def _weight_gradient(
         self, new: Graph, node: Node, operands: list[Value]
     ) -> tuple[Value, ...] | None:
-        """By Winograd's algorithm, or None for the direct sum."""
+        """By Winograd's algorithm, in parts, or None for the direct sum as a whole."""
         attrs, shape = node.attrs, new.type(operands[0]).shape
-        if attrs["layout"] != "NHWC" or tuple(attrs["kernel_size"]) != (3, 3):
+        fixed = (*shape[1:], *new.type(operands[1]).shape[1:])
+        if attrs["layout"] != "NHWC" or not all(isinstance(d, int) and d > 0 for d in fixed):
             return None
+        inputs = int(fixed[-1])  # type: ignore[arg-type]
+        tile = self._gradient_tile(node, shape, inputs)
+        if tile:
+            self._did("P102", node, f"by Winograd's algorithm, F({tile}x{tile}, 3x3)")
+            how = {"tile": tile, "padding": attrs["padding"], "layout": attrs["layout"]}
+            return add_like(new, node, "conv2d_grad_weight_winograd", operands, **how)
+        height, width, outputs = (int(d) for d in shape[1:])  # type: ignore[arg-type]
+        kernel = attrs["kernel_size"]
+        parts = self.choose_parts(inputs, outputs, kernel, (height, width))
+        if attrs["groups"] > 1 or not parts:
+            return None
+        self._did("P105", node, f"in {parts} parts of the batch, which are then added")
+        op, name = "conv2d_grad_weight_parts", f"{node.name}_parts"
+        found = new.add(op, *operands, name=name, source=node.source, parts=parts, **attrs)
+        return add_like(new, node, "sum", [found], dims=(0,), keepdim=False)
+
+    def _gradient_tile(self, node: Node, shape: tuple[Any, ...], inputs: int) -> int:
+        """The m of Winograd's algorithm for the gradient of a weight, 0 for the direct sum."""
         size = _plain_size(node, shape[1:3])
-        channels = new.type(operands[1]).shape[3], shape[3]
-        if not size or not all(isinstance(c, int) for c in channels):
-            return None
-        inputs, outputs = (int(c) for c in channels)  # type: ignore[arg-type]
-        dtype = node.type.dtype
-        tile = self.choose_gradient_tile(inputs, outputs, (size[0], size[1]), dtype)
-        if not tile:
-            return None
+        if not size or tuple(node.attrs["kernel_size"]) != (3, 3):
+            return 0
+        return self.choose_gradient_tile(inputs, shape[3], (size[0], size[1]), node.type.dtype)
+
+    def _did(self, code: str, node: Node, how: str) -> None:
         if self.ledger is not None:
-            text = f"%{node.name} is computed by Winograd's algorithm, F({tile}x{tile}, 3x3)"
-            self.ledger.did(NAME, "P102", node, text)
-        how = {"tile": tile, "padding": attrs["padding"], "layout": attrs["layout"]}
-        return add_like(new, node, "conv2d_grad_weight_winograd", operands, **how)
+            self.ledger.did(NAME, code, node, f"%{node.name} is computed {how}")
 
     def _pack(self, new: Graph, node: Node, weight: Value, form: _Form) -> Value:
         key = (weight, form.pack, tuple(sorted(form.pack_attrs.items())))
@@ -292,14 +337,15 @@ class _Packer:
         return Choice(panel, self.choose_tile(inputs, outputs, (size[0], size[1]), dtype))
 
 
-def _packed_body(body: Graph, anchor: Node, form: _Form, kind: Any) -> Graph:
+def _packed_body(body: Graph, anchor: Node, op: str, attrs: dict[str, Any], kind: Any) -> Graph:
+    """The body with operator ``op`` in place of the anchor, on a weight of type ``kind``."""
     weight = body.node(anchor.operands[1])
 
     def emit(inner: Graph, part: Node, operands: list[Value]) -> tuple[Value, ...] | None:
         if part.name == weight.name:
             return add_like(inner, part, "input", [], path=part.attrs["path"], type=kind)
         if part.name == anchor.name:
-            return add_like(inner, part, form.op, operands, **form.attrs)
+            return add_like(inner, part, op, operands, **attrs)
         return None
 
     return rebuild(body, emit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 import weakref
@@ -27,7 +26,7 @@ WORTH_A_THREAD = 10_000
 """A program of fewer nanoseconds of work runs on the caller alone: waking the others costs it a few
 microseconds, and they come 50 to 60 us later."""
 
-INDEXED = ("cross_entropy", "embedding", "gather")
+INDEXED = ("cross_entropy", "cross_entropy_rows", "embedding", "gather")
 """Operators whose kernels check indices or labels."""
 
 Repeat = Callable[[Sequence[object]], np.ndarray | None]
@@ -98,12 +97,15 @@ class Executable:
         inputs: Mapping[str, np.ndarray],
         outputs: Mapping[str, np.ndarray],
         version: object = None,
+        ready: Callable[[int], None] | None = None,
     ) -> None:
         """One call: reads ``inputs`` and state, writes ``outputs`` and updated state.
 
         All arrays are C-contiguous and of the graph's types at batch size ``n``. What depends on
         state alone is computed again when ``version`` differs from the last call's (or is None).
-        Raises IndexError if a kernel met a label or index out of range; state is unchanged then.
+        ready: is called with the number of each group of updates (`emit_program`) between two
+        segments, as soon as the group is written; not after a bad index. Raises IndexError if a
+        kernel met a label or index out of range; state is unchanged then.
         """
         with self._lock:
             available = settings.num_threads()
@@ -118,7 +120,7 @@ class Executable:
                 self._prepared_for = version
             threads = 1 if self._short(n) else available
             if self._recorder is None:
-                self._run_segments(self._run, n, threads)
+                self._run_segments(self._run, n, threads, ready)
             else:
                 self._recorder(n, threads)
             if self._status[0]:
@@ -149,20 +151,20 @@ class Executable:
             self._run[0],
             self.table_address,
             n,
+            address(self._status),
             [(self._slots["input:" + path], shape, dtype) for path, shape, dtype in inputs],
             (self._slots["output:" + output[0]], *output[1:]),
         )
         if call is None:
             return None
-        status = (ctypes.c_int64 * len(self._status)).from_address(address(self._status))
+        lend = pool.shared.lend
 
         def run(arrays: Sequence[object]) -> np.ndarray | None:
             with self._lock:
-                status[0] = 0
-                found: np.ndarray | None = pool.lend(threads, call, arrays)
-                if status[0]:
+                found: np.ndarray | bool | None = lend(threads, call, arrays)
+                if found is False:
                     raise self._bad_index()
-                return found
+            return found  # type: ignore[return-value]
 
         return run
 
@@ -209,12 +211,23 @@ class Executable:
 
         return [self.library.address(s.entry) if isinstance(s, Native) else s for s in segments]
 
-    def _run_segments(self, segments: Sequence[int | Fallback], n: int, threads: int) -> None:
-        for segment in segments:
+    def _run_segments(
+        self,
+        segments: Sequence[int | Fallback],
+        n: int,
+        threads: int,
+        ready: Callable[[int], None] | None = None,
+    ) -> None:
+        group, ends = 0, self.program.ready if ready else []
+        for done, segment in enumerate(segments, start=1):
             if isinstance(segment, int):
                 pool.run(segment, self.table_address, n, threads)
             else:
                 self.run_fallback(segment, n)
+            while group < len(ends) and ends[group] <= done and not self._status[0]:
+                assert ready is not None
+                ready(group)
+                group += 1
 
     def run_fallback(self, segment: Fallback, n: int) -> None:
         """Runs an operator without a kernel, unless it would change state after a bad index."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,13 @@ def _adaptive_avg_pool2d_grad_infer(
     expected = _adaptive_avg_pool2d_infer(x, output_size=output_size, layout=layout).shape
     require_shape(op, "the gradient", g, expected, f"output_size {output_size}")
     return x
+
+
+def is_row_mean(op: str, attrs: Mapping[str, Any], x: TensorType) -> bool:
+    """Whether a node with an operand ``x`` makes one pixel of each row of channels-last images."""
+    if op != "adaptive_avg_pool2d" or attrs["layout"] != "NHWC":
+        return False
+    return tuple(attrs["output_size"]) == (x.shape[1], 1)
 
 
 def adaptive_windows(size: int, out: int) -> list[slice]:

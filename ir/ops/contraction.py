@@ -194,6 +194,18 @@ register(
         **SUMMED,
     )
 )
+# ``linear`` for a kernel that reads the weight as the left factor of the transposed product and
+# therefore needs no packed copy of it. ``passes/pack_weights.py`` chooses it.
+register(
+    Op(
+        "linear_transposed",
+        "contraction",
+        _linear_infer,
+        _linear,
+        samples=_linear_samples,
+        **SUMMED,
+    )
+)
 register(
     Op(
         "linear_grad_weight",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,16 @@ def _avg_pool2d_grad_infer(g: TensorType, *, size: Pair, layout: str, **attrs: A
     expected = _avg_pool2d_infer(x, layout=layout, **attrs).shape
     require_shape("avg_pool2d_grad", "the gradient", g, expected, f"input {x}")
     return x
+
+
+def side_by_side(op: str, attrs: Mapping[str, Any]) -> bool:
+    """Whether a node is a pooling whose windows share no pixel, leave no gap and meet no padding;
+    pixels at the lower and right edge may belong to none."""
+    if op not in ("max_pool2d", "avg_pool2d") or attrs["ceil_mode"]:
+        return False
+    if attrs["kernel_size"] != attrs["stride"] or any(map(any, attrs["padding"])):
+        return False
+    return attrs.get("divisor_override") is None and attrs.get("dilation", (1, 1)) == (1, 1)
 
 
 # -- maximum --------------------------------------------------------------------------------------

@@ -18,7 +18,9 @@ from netwright.passes.eliminate_redundant_softmax import eliminate_redundant_sof
 from netwright.passes.fold_constants import fold_constants
 from netwright.passes.fuse_conv_bn_relu import fuse_conv_bn_relu
 from netwright.passes.fuse_elementwise import fuse_elementwise
+from netwright.passes.fuse_pooling import fuse_pooling
 from netwright.passes.fuse_reductions import fuse_reductions
+from netwright.passes.fuse_row_means import fuse_row_means
 from netwright.passes.lay_out_attention import lay_out_attention
 from netwright.passes.lower_batch_norm import lower_batch_norm
 from netwright.passes.pack_weights import pack_weights
@@ -47,6 +49,8 @@ PASSES: dict[str, Pass] = {
     "lower_batch_norm": lower_batch_norm,
     "fuse_elementwise": fuse_elementwise,
     "fuse_reductions": fuse_reductions,
+    "fuse_pooling": fuse_pooling,
+    "fuse_row_means": fuse_row_means,
     "pack_weights": _pack,
 }
 SEEDS = range(20)
