@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from .codegen import winograd, winograd_grad_weight
 from .codegen.columns import accepts_columns
+from .codegen.conv_grad_weight_parts import parts_for
 from .codegen.gemm_blocking import is_one_block
 from .codegen.packing import choose_panel
 from .codegen.program import emit_program
@@ -438,6 +439,7 @@ def _pack(
         tile,
         choices,
         first_fast(winograd_grad_weight.is_faster),
+        parts_for,
         packs_itself,
     )
 

@@ -7,7 +7,8 @@ the counters of ``frontend.changes`` stand still.
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable, Sequence
+from time import perf_counter
 
 import numpy as np
 
@@ -17,67 +18,39 @@ from ..frontend.tensor import Tensor
 from ..frontend.trace import OutputRef
 from ..ir.types import Dim
 from ..runtime import settings
+from ..runtime.executable import Repeat
 from .call import Call
 from .variant import Variant
+
+Shortcut = Callable[[tuple[object, ...]], Tensor | None]
+"""From a call's arguments to the result, or None if the call is not like the one before."""
 
 # Environment variables and the affinity mask are looked at again after this time.
 _FRESH_SECONDS = 0.05
 
 
-class Conditions:
-    """What must be as it was in the call that is repeated, besides the arguments: the modules and
-    the settings."""
+def conditions() -> Callable[[], bool]:
+    """Tells whether what a repeated call needs besides its arguments is as it is now: the modules
+    and the settings."""
+    modules, generation, threads = structure.count, settings.generation, settings.num_threads()
+    expires = perf_counter() + _FRESH_SECONDS
 
-    def __init__(self) -> None:
-        self._structure = structure.count
-        self._settings = settings.generation
-        self._threads = settings.num_threads()
-        self._expires = time.perf_counter() + _FRESH_SECONDS
-
-    def hold(self) -> bool:
-        """Whether they are."""
+    def hold() -> bool:
+        nonlocal expires
         if (
-            structure.count != self._structure
-            or settings.generation != self._settings
+            structure.count != modules
+            or settings.generation != generation
             or dispatch.tracer is not None
         ):
             return False
-        now = time.perf_counter()
-        if now > self._expires:
-            if settings.disabled() or settings.num_threads() != self._threads:
+        now = perf_counter()
+        if now > expires:
+            if settings.disabled() or settings.num_threads() != threads:
                 return False
-            self._expires = now + _FRESH_SECONDS
+            expires = now + _FRESH_SECONDS
         return True
 
-
-class Shortcut:
-    """Repeats a call of ``variant`` with other data; see `shortcut_for`."""
-
-    def __init__(self, variant: Variant, call: Call, n: int) -> None:
-        self._conditions = Conditions()
-        self._writes = writes.count
-        ((name, kind),) = variant.results.items()
-        shape = tuple([d.coef * n if isinstance(d, Dim) else d for d in kind.shape])
-        self._run = variant.executable.repeat(
-            n, kinds_of(variant, call), (name, shape, kind.dtype.np)
-        )
-
-    @property
-    def possible(self) -> bool:
-        """Whether there is a short way at all."""
-        return self._run is not None
-
-    def __call__(self, args: tuple[object, ...]) -> Tensor | None:
-        """The result, or None if the call is not like the one before."""
-        if (
-            writes.count != self._writes
-            or grad_mode.is_grad_enabled()
-            or self._run is None
-            or not self._conditions.hold()
-        ):
-            return None
-        result = self._run([a._array if isinstance(a, Tensor) else a for a in args])
-        return None if result is None else dispatch.wrap(result)
+    return hold
 
 
 def kinds_of(variant: Variant, call: Call) -> list[tuple[str, tuple[int, ...], np.dtype]]:
@@ -94,5 +67,27 @@ def shortcut_for(variant: Variant, call: Call, n: int) -> Shortcut | None:
         return None
     if variant.state.sync() is None:
         return None
-    made = Shortcut(variant, call, n)
-    return made if made.possible else None
+    ((name, kind),) = variant.results.items()
+    shape = tuple([d.coef * n if isinstance(d, Dim) else d for d in kind.shape])
+    run = variant.executable.repeat(n, kinds_of(variant, call), (name, shape, kind.dtype.np))
+    if run is None:
+        return None
+    return _repeating(run, conditions())
+
+
+def _repeating(run: Repeat, conditions_hold: Callable[[], bool]) -> Shortcut:
+    """A function and no object: such calls are as long as a few lines of Python."""
+    count, array_class, wrap = writes.count, np.ndarray, Tensor._wrap
+
+    def shortcut(args: tuple[object, ...]) -> Tensor | None:
+        if writes.count != count or grad_mode.is_grad_enabled() or not conditions_hold():
+            return None
+        arrays: Sequence[object] = args
+        for a in args:
+            if type(a) is not array_class:
+                arrays = [a._array if isinstance(a, Tensor) else a for a in args]
+                break
+        result = run(arrays)
+        return None if result is None else wrap(result)
+
+    return shortcut

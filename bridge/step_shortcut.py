@@ -19,7 +19,7 @@ from ..frontend.optim.optimizer import Optimizer
 from ..frontend.random import default_generator
 from ..frontend.tensor import Tensor
 from .call import Call
-from .shortcut import Conditions, kinds_of
+from .shortcut import conditions, kinds_of
 from .step_variants import UpdatingVariant
 
 
@@ -29,7 +29,7 @@ class StepShortcut:
     def __init__(
         self, variant: UpdatingVariant, call: Call, n: int, optimizer: Optimizer, clip: Clip
     ) -> None:
-        self._conditions = Conditions()
+        self._conditions_hold = conditions()
         self.variant, self._clip = variant, clip
         self._optimizer = _Snapshot(optimizer, variant)
         self._streams = variant.traced.random_streams
@@ -52,7 +52,7 @@ class StepShortcut:
         if (
             clip is not self._clip
             or self._run is None
-            or not self._conditions.hold()
+            or not self._conditions_hold()
             or not self._optimizer.holds()
             or not variant.state.bound()
         ):

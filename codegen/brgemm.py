@@ -29,6 +29,7 @@ _UNROLLED = 48
 # A reduction of more steps than this is summed in blocks of a number of steps in this range.
 LONGEST_SUM = 512
 _BLOCK_STEPS = (128, 384)
+_LINE = 64  # bytes of a cache line
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Tile:
     active lanes. ``loops`` is the reduction, outermost loop first; the steps of one loop do not
     include those of the loops in it; without loops the tile is what the epilogue starts from.
     ``padded`` says that B may be read to the end of its last vector; ``b_vectors`` are the offsets
-    of the vectors of a row of B if they are not neighbours.
+    of the vectors of a row of B if they are not neighbours. ``b_ahead``, if not 0, is how many
+    elements before their use B's vectors are asked for from the second level cache.
     """
 
     dtype: DType
@@ -65,6 +67,7 @@ class Tile:
     padded: bool = True
     c_pitch: int = 1
     b_vectors: tuple[int, ...] = ()
+    b_ahead: int = 0
 
     @property
     def rows(self) -> int:
@@ -80,7 +83,7 @@ class Tile:
         """How many neighbouring rows read the same elements in the loops that are unrolled."""
         if not self.loops or len(self.a_rows) < 2:
             return 0
-        step = min(b - a for a, b in zip(self.a_rows, self.a_rows[1:], strict=False))
+        step = min(abs(b - a) for a, b in zip(self.a_rows, self.a_rows[1:], strict=False))
         reach, span = 0, max(self.a_rows) - min(self.a_rows)
         for loop in self.loops[-2:]:
             trips = loop.count if isinstance(loop.count, int) and loop.count < 16 else 4
@@ -314,6 +317,8 @@ class _Product:
     def _load_b(self, b: str, offset: int, vector: int) -> str:
         places = self.tile.b_vectors
         address = self._at(b, offset + (places[vector] if places else vector * self.tile.lanes))
+        if self.tile.b_ahead and vector * self.tile.lanes * self.size % _LINE == 0:
+            self.f.prefetch(self._at(address, self.tile.b_ahead), level=2)
         mask = None if self.tile.padded else self.tile.active(vector)
         if mask is None:
             return self.f.load(self.kind, address, self.size)

@@ -8,15 +8,15 @@ copied block by block into private memory with zeros around them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ..ir.graph import Graph, Node
 from ..ir.ops.packing import packed_conv_size
-from ..ir.types import TensorType, numel, shape_at
+from ..ir.types import Dim, TensorType, numel, shape_at
 from .brgemm import MicroKernels, Reduction, Tile, register_rows
 from .conv_grad_weight import emit_conv_grad_weight
 from .depthwise import depthwise_kernel
-from .epilogue import Contraction, contraction_of
+from .epilogue import ALL_ONES, Contraction, TileEpilogue, contraction_of
 from .gemm import gemm_kernel
 from .gemm_blocking import Gemm
 from .image import (
@@ -39,6 +39,7 @@ from .kernel import (
     traffic,
 )
 from .packing import PanelSource, choose_panel, conv_source, pack_function
+from .sharing import Cost
 from .sizes import Size, extent, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
@@ -60,7 +61,7 @@ def emit_convolution(node: Node, graph: Graph, target: Target) -> Kernel | None:
     None for images that are not NHWC and for epilogues that are not elementwise on the result.
     """
     operands = [graph.type(v) for v in node.operands]
-    if node.op in ("conv2d_grad_weight", "conv2d_grad_weight_winograd"):
+    if node.op.startswith("conv2d_grad_weight"):
         kernel = emit_conv_grad_weight(node, graph, target)
     else:
         kernel = _emit_product(node, operands, target)
@@ -155,6 +156,18 @@ def _matrix_product(
     return gemm_kernel(found.op, gemm, found.epilogue, pointers, inputs, target)
 
 
+@dataclass(frozen=True)
+class _Block:
+    """``count`` rows of each phase of an image, from ``start`` on, of ``width`` channels from
+    ``column`` on."""
+
+    image: Size
+    start: Size
+    count: Size
+    column: Size
+    width: int
+
+
 class _Writer:
     """Writes a kernel; its work is a line of units: image, block of rows, panel of channels."""
 
@@ -186,8 +199,11 @@ class _Writer:
         self.stored = pool.pooled(spec.size) if pool is not None else spec.size
         self.lines = self._lines_per_tile() if pool is None else self.window[0]
         self.block_rows = self._block_rows()
-        self.copy = self._copy(self.block_rows)
+        whole = self._copy(spec.rows.count)
+        self.keeps_image = self.copied and whole.bytes <= target.l1 // 2
+        self.copy = whole if self.keeps_image else self._copy(self.block_rows)
         self.pitch = (self.copy.width if self.copied else spec.columns.size) * self.pixel
+        self.splits = self._splits()
         self.scratch = self._block_bytes() + self._weight_bytes()
 
     def _copy(self, rows: int) -> PaddedCopy:
@@ -219,19 +235,69 @@ class _Writer:
         return best
 
     def _block_rows(self) -> int:
-        """Output rows (of each phase) per block: few enough for the second level cache."""
+        """Output rows (of each phase) per block: few enough for the second level cache, and so many
+        that two threads have about as much to do with one image."""
         spec = self.spec
         total = spec.rows.count
         wanted = -(-_PARTS // (spec.groups * spec.panels))
         if isinstance(spec.batch, int):
             wanted = -(-wanted // max(1, spec.batch))
-        blocks = min(total, wanted)
-        while True:
+
+        def height(blocks: int) -> int:
             rows = -(-total // max(1, blocks))
-            rows = -(-rows // self.lines) * self.lines
-            if rows <= self.lines or self._copy(rows).bytes <= self.target.l2 // 2:
-                return max(1, rows)
+            return max(1, -(-rows // self.lines) * self.lines)
+
+        blocks, most = max(1, min(total, wanted)), self.target.l2 // 2
+        while height(blocks) > self.lines and self._bytes_read(height(blocks)) > most:
             blocks += 1
+        more = range(blocks, max(blocks, min(total, 2 * blocks)) + 1)
+        return min((height(n) for n in more), key=lambda rows: (self._slower_half(rows), -rows))
+
+    def _slower_half(self, rows: int) -> int:
+        """Estimated nanoseconds for one image of the slower of two threads, if blocks have so many
+        rows. Ranges of tasks count units of a block and a panel of weights."""
+        spec = self.spec
+        parts = spec.groups * spec.panels
+        heights = [min(rows, spec.rows.count - at) for at in range(0, spec.rows.count, rows)]
+        per_image = spec.flops.coef if isinstance(spec.flops, Dim) else spec.flops
+        images = spec.batch if isinstance(spec.batch, int) else 1
+        per_row = per_image // max(1, images * spec.rows.count * parts)
+        units = [(k, h * per_row) for k, h in enumerate(heights) for _ in range(parts)]
+        copied = self._copy(rows).bytes if self.copied else 0
+        panel = spec.panel_elements * spec.dtype.itemsize
+        middle = len(units) // 2
+
+        def cost(half: list[tuple[int, int]]) -> int:
+            read = copied * len({k for k, _ in half}) + panel * len(half)
+            return Cost.of(sum(work for _, work in half), read).fixed
+
+        return max(cost(units[:middle]), cost(units[middle:]))
+
+    def _bytes_read(self, rows: int) -> int:
+        """Bytes of the input, or of its copy, that a block of so many output rows reads."""
+        spec = self.spec
+        if self.copied:
+            return self._copy(rows).bytes
+        pixels = 1
+        for axis, count in ((spec.rows, rows), (spec.columns, spec.columns.count)):
+            taps = max(phase.taps for phase in axis.phases)
+            pixels *= min(axis.extent(count), count * taps)
+        return pixels * spec.inputs * spec.dtype.itemsize
+
+    def _splits(self) -> bool:
+        """Whether all tiles of a block are summed over one kernel row after the other.
+
+        Each tile reads the weights of a whole panel. Where these do not stay in the second level
+        cache beside the block, those of one kernel row do, for all tiles of the block.
+        """
+        spec = self.spec
+        rows = spec.rows.phases
+        if len(rows) > 1 or rows[0].taps < 2 or self.epilogue.outputs[0] is not spec.dtype:
+            return False
+        if self.epilogue.pool is not None:
+            return False  # the result has no place for the sums of all pixels
+        panel = spec.panel_elements * spec.dtype.itemsize
+        return panel + self._bytes_read(self.block_rows) > self.target.l2
 
     # -- the kernel
 
@@ -252,7 +318,9 @@ class _Writer:
             part = remainder(f, left, parts)
             run = least(f, minus(f, parts, part), minus(f, stop, line.index))
             f.emit(f"add nsw i64 {run}, 0", "%run")
-            source = self._source(image, block)
+            begins = f.emit(f"icmp eq i64 {line.index}, {first}")
+            begins = f.emit(f"or i1 {begins}, {f.emit(f'icmp eq i64 {left}, 0')}")
+            source = self._source(image, block, begins)
             with f.loop(plus(f, part, "%run"), start=part) as loop:
                 self._part(image, block, loop.index, source, weights)
         functions = [*self.helpers, *self.micro.functions, f]
@@ -305,16 +373,25 @@ class _Writer:
                     f.do(f"call void @{self.symbol}_pack({args})")
         return packed
 
-    def _source(self, image: Size, block: Size) -> str:
-        """The address of the first padded row of a block."""
+    def _source(self, image: Size, block: Size, begins: str) -> str:
+        """The address of the first padded row of a block.
+
+        A small image is copied whole by the first of its blocks (``begins``). The copy is read
+        right after it was written, and where a load does not get its data from a store in flight
+        it waits until all results before that store are in the cache.
+        """
         f, spec = self.f, self.spec
         elements = spec.rows.size * spec.columns.size * spec.x_pitch
         start = f.element(self.x, self.scalar, times(f, image, elements))
         row = times(f, block, self.block_rows * spec.rows.advance)
         if not self.copied:
             return f.element(start, self.scalar, times(f, row, self.pitch))
-        self.copy.fill(f, "%scratch", start, row)
-        return "%scratch"
+        if not self.keeps_image:
+            self.copy.fill(f, "%scratch", start, row)
+            return "%scratch"
+        with f.when(begins):
+            self.copy.fill(f, "%scratch", start, 0)
+        return f.element("%scratch", self.scalar, times(f, row, self.pitch))
 
     def _part(self, image: Size, block: Size, part: Size, source: str, weights: str) -> None:
         """One panel of output channels for a block of rows."""
@@ -353,14 +430,44 @@ class _Writer:
         a = f.element(a, self.scalar, rows.at * self.pitch + columns.at * self.pixel)
         start = times(f, block, self.block_rows)
         count = least(f, minus(f, rows.count, start), self.block_rows)
-        vectors = -(-width // self.lanes)
+        outputs = _Block(image, start, count, column, width)
+        if not self.splits:
+            self._lines(outputs, a, b, rows, columns, self.epilogue)
+            return
+        one = replace(rows, taps=1)
+        down = rows.tap_advance * self.pitch
+        row = rows.tap_step * spec.kernel[1] * self.group_inputs * spec.panel
+        sums = TileEpilogue((spec.dtype,), self.epilogue.bias, accumulate=True)
+        with f.loop(rows.taps - 1) as tap:
+            begun = f.emit(f"icmp sgt i64 {tap.index}, 0")
+            here = f.element(a, self.scalar, times(f, tap.index, down))
+            weights = f.element(b, self.scalar, times(f, tap.index, row))
+            keep = f.emit(f"sext i1 {begun} to i64")
+            self._lines(outputs, here, weights, one, columns, sums, keep)
+        a = f.element(a, self.scalar, (rows.taps - 1) * down)
+        b = f.element(b, self.scalar, (rows.taps - 1) * row)
+        self._lines(outputs, a, b, one, columns, replace(self.epilogue, accumulate=True))
+
+    def _lines(
+        self,
+        block: _Block,
+        a: str,
+        b: str,
+        rows: Phase,
+        columns: Phase,
+        epilogue: TileEpilogue,
+        keep: str = ALL_ONES,
+    ) -> None:
+        """All outputs of one phase in a block."""
+        f = self.f
+        vectors = -(-block.width // self.lanes)
         tiles = runs(self._heights(columns, self.tallest[vectors]))
-        with f.loop(count, step=self.lines) as loop:
+        with f.loop(block.count, step=self.lines) as loop:
             line = f.element(a, self.scalar, times(f, loop.index, rows.advance * self.pitch))
-            y = plus(f, times(f, plus(f, start, loop.index), rows.step), rows.first)
-            y = plus(f, times(f, image, self.stored[0]), quotient(f, y, self.window[0]))
+            y = plus(f, times(f, plus(f, block.start, loop.index), rows.step), rows.first)
+            y = plus(f, times(f, block.image, self.stored[0]), quotient(f, y, self.window[0]))
             row = plus(f, times(f, y, self.stored[1]), columns.first)
-            self._tiles(line, b, row, column, width, tiles, rows, columns)
+            self._tiles(line, b, row, block, tiles, rows, columns, epilogue, keep)
 
     def _heights(self, columns: Phase, tallest: int) -> list[int]:
         """Outputs per tile of ``self.lines`` rows: pixels or, if they are pooled, windows."""
@@ -373,18 +480,19 @@ class _Writer:
         a: str,
         b: str,
         row: Size,
-        column: Size,
-        width: int,
+        block: _Block,
         tiles: list[tuple[int, int, int]],
         rows: Phase,
         columns: Phase,
+        epilogue: TileEpilogue,
+        keep: str,
     ) -> None:
         """``self.lines`` rows of the output, as many tiles of each height as ``tiles`` says."""
         f, spec = self.f, self.spec
         if self.lines > self.window[0]:
             tiles = [(t, at + k * t, 1) for t, at, n in tiles for k in range(n)]
         for height, first, how_many in tiles:
-            tile, origin = self._tile(height, first, width, rows, columns)
+            tile, origin = self._tile(height, first, block.width, rows, columns)
             with f.loop(how_many) as loop:
                 step = height * self.window[1] * columns.advance
                 moved = times(f, loop.index, step * self.pixel)
@@ -392,9 +500,9 @@ class _Writer:
                 pixel = plus(f, times(f, loop.index, height * columns.step), first * columns.step)
                 args = [("ptr", here), ("ptr", b)]
                 at = plus(f, row, pixel)
-                args += self.epilogue.arguments(f, at, column, spec.y_pitch)
+                args += epilogue.arguments(f, at, block.column, spec.y_pitch, keep)
                 args += self._private(tile)
-                name = self.micro.name(tile, self.epilogue)
+                name = self.micro.name(tile, epilogue)
                 f.do(f"call void @{name}({', '.join(f'{t} {v}' for t, v in args)})")
 
     def _private(self, tile: Tile) -> list[tuple[str, str]]:

@@ -11,18 +11,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..ir.types import Dim, Extent, numel
+from ..ir.types import Extent, numel
+from . import few_rows
 from .brgemm import MicroKernels, Reduction, Tile, halving_rows
 from .epilogue import ALL_ONES, TileEpilogue
+from .few_rows import FewRows
 from .gemm_blocking import LINE, Blocking, Gemm
 from .kernel import MAX_CUTS, MAX_TASKS, Kernel, TaskCount, assembled, kernel_params, symbol_for
 from .packing import PanelSource, pack_function
 from .sizes import Size, extent, greatest, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
-
-# Rows for which several panels are done at a time.
-_FEW_ROWS = 2
 
 
 def gemm_kernel(
@@ -74,10 +73,6 @@ class _GemmWriter:
         self.helpers: list[Function] = []
         self.blocking = Blocking(spec, target)
         self.scratch = self.blocking.scratch
-        self.wide_panels = 0
-        if self.blocking.b_mode == "packed" and not spec.blocked and isinstance(spec.m, Dim):
-            sums = 16 if target.registers >= 32 else 8
-            self.wide_panels = min(spec.n // spec.panel, sums // (spec.panel // self.lanes))
         self.sums_at = -(-self.scratch // LINE) * LINE
 
     # -- the kernel
@@ -96,6 +91,11 @@ class _GemmWriter:
             self._unit_at(quotient(f, times(f, cost, place), tasks), units)
             for place in ("%begin", "%end")
         )
+        if few_rows.serves(spec):
+            few = f.emit(f"icmp sle i64 {m}, {few_rows.MOST_ROWS}")
+            with f.when(few):
+                self._few_rows(m, tasks)
+            stop = f.emit(f"select i1 {few}, i64 {first}, i64 {stop}")
         line = _Line(first, stop, units, m, k)
         if isinstance(spec.k, int) and not spec.blocked:
             self._units(line, 0, spec.k, [(self.epilogue, "true")])
@@ -110,6 +110,15 @@ class _GemmWriter:
             # Ranges that share a block of A or a panel of B copy it each.
             cuts=2 if self.blocking.copies_a or spec.b != "packed" else MAX_CUTS,
         )
+
+    def _few_rows(self, rows: Size, tasks: int) -> None:
+        """The whole range, if the product turns out to have few rows."""
+
+        def tile(vectors: int, width: int) -> Tile:
+            return self._tile(1, vectors, width)
+
+        writer = FewRows(self.f, self.spec, self.target, tile, self._private)
+        writer.emit(rows, tasks, (self.a, self.b), self.epilogue, self.micro)
 
     def _vectors(self) -> tuple[int, int]:
         """Vectors per row of a panel, and of the last one."""
@@ -189,7 +198,6 @@ class _GemmWriter:
             b = f.element(self.b, self.scalar, self._offsets(item, line)[1])
             base = plus(f, times(f, item, line.m), top)
             end_of_chunk = plus(f, at, chunk)
-            at = self._single_rows(line, at, end_of_chunk, a, b, base, rows)
             run = f.fresh("run")
             with f.loop(end_of_chunk, start=at, step=run) as unit:
                 panel = quotient(f, unit.index, height)
@@ -205,39 +213,6 @@ class _GemmWriter:
 
     def _tasks(self, work: Size) -> int:
         return max(1, min(MAX_TASKS, work)) if isinstance(work, int) else MAX_TASKS
-
-    def _single_rows(
-        self, line: _Line, at: Size, stop: Size, a: str, b: str, base: Size, rows: Size
-    ) -> Size:
-        """Does a product of one or two rows for several panels at a time.
-
-        A tile of one row and one panel has too few sums to hide the latency of multiply-add.
-        Returns the first unit that is left.
-        """
-        f, spec = self.f, self.spec
-        panels = self.wide_panels
-        if panels < 2:
-            return at
-        whole = spec.n // spec.panel
-        few = f.emit(f"icmp sle i64 {rows}, {_FEW_ROWS}")
-        alone = f.emit(f"icmp eq i64 {line.units}, 1")
-        both = f.emit(f"and i1 {few}, {alone}")
-        last = minus(f, least(f, stop, whole), panels - 1)
-        limit = f.emit(f"select i1 {both}, i64 {last}, i64 {at}")
-        vectors = spec.panel // self.lanes
-        depth = int(spec.k) * spec.panel  # type: ignore[arg-type]
-        places = tuple(p * depth + j * self.lanes for p in range(panels) for j in range(vectors))
-        tile = replace(self._tile(1, len(places), panels * spec.panel), b_vectors=places)
-        with f.loop(limit, start=at, step=panels) as loop, f.loop(rows) as row:
-            here = f.element(a, self.scalar, times(f, row.index, self.blocking.a_row))
-            weights = f.element(b, self.scalar, times(f, loop.index, depth))
-            column = times(f, loop.index, spec.panel)
-            into = plus(f, base, row.index)
-            args = [("ptr", here), ("ptr", weights)]
-            args += self.epilogue.arguments(f, into, column, spec.c_pitch) + self._private(tile)
-            name = self.micro.name(tile, self.epilogue)
-            f.do(f"call void @{name}({', '.join(f'{t} {v}' for t, v in args)})")
-        return loop.index
 
     def _run(
         self,

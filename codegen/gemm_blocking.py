@@ -14,6 +14,8 @@ LONGEST_REDUCTION = 1024
 _BLOCK = 256
 # With fewer rows than this, B is used where it is instead of being packed first.
 _ROWS_WORTH_PACKING = 4
+# Units of rows in a block below which it is not made smaller for the sake of threads.
+_UNITS_WORTH_DIVIDING = 32
 LINE = 64
 """Bytes of a cache line."""
 
@@ -105,14 +107,27 @@ class Blocking:
             self.unit = max(1, -(-spec.m // tiles))
             self.rest = spec.m % self.unit
         depth = spec.block * spec.dtype.itemsize * self.unit
-        self.row_block = max(1, self.target.l2 // 2 // max(1, depth))
-        if isinstance(spec.m, int):
-            units = max(1, -(-spec.m // self.unit))
-            # Two threads compute whole rows of a gradient, and later update the same rows. If it is
-            # wide, they compute columns instead: each packs half of B, the larger operand.
-            tall = spec.m >= spec.n
-            blocks = 2 if spec.a_k != 1 and tall and units >= 8 else 1
-            self.row_block = min(self.row_block, -(-units // blocks))
+        most = max(1, self.target.l2 // 2 // max(1, depth))
+        rows = spec.m if isinstance(spec.m, int) else spec.m.coef
+        units = max(1, -(-rows // self.unit))
+        # Blocks of equal height: the last one, too, reads all of B. A quarter more than half of the
+        # cache is better than a second block.
+        blocks = 1 if 4 * units <= 5 * most else -(-units // most)
+        if units >= 2 * _UNITS_WORTH_DIVIDING and self._b_bytes <= self.target.l2 // 2:
+            # Two threads have rows of their own, of A and of the result, and both all of B.
+            blocks += blocks % 2
+        self.row_block = -(-units // blocks)
+        if isinstance(spec.m, Dim):
+            self.row_block = max(self.row_block, most) if blocks == 1 else self.row_block
+        # Two threads compute whole rows of a gradient, and later update the same rows. If it is
+        # wide, they compute columns instead: each packs half of B, the larger operand.
+        elif spec.a_k != 1 and spec.m >= spec.n and units >= 8:
+            self.row_block = min(self.row_block, -(-units // 2))
+
+    @property
+    def _b_bytes(self) -> int:
+        spec = self.spec
+        return spec.block * spec.panels * spec.panel * spec.dtype.itemsize
 
     def _few_sets(self) -> bool:
         """Whether what a tile reads of A falls into too few cache sets, so that blocks are copied.

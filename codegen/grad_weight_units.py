@@ -64,11 +64,15 @@ class Source:
     part: int
 
 
-def plan_units(spec: WeightGradient, source: Source, panel: int, target: Target) -> Units:
-    """The units for panels of output channels of this width."""
+def plan_units(
+    spec: WeightGradient, source: Source, panel: int, target: Target, shared: bool = True
+) -> Units:
+    """The units for panels of output channels of this width; ``shared`` by threads, or all of them
+    for one."""
     vectors = panel // target.lanes(spec.dtype)
     tallest = register_rows(target)[vectors]
-    panels = spec.groups * -(-spec.group_outputs // panel)
+    # So many panels that no tile is cut for the threads' sake.
+    panels = spec.groups * -(-spec.group_outputs // panel) if shared else _THREADS
     channels, (kernel_rows, kernel_columns) = spec.group_inputs, spec.kernel
     across = [kw * spec.dilation[1] * source.column for kw in range(kernel_columns)]
     taps = [kh * spec.dilation[0] * source.row + at for kh in range(kernel_rows) for at in across]

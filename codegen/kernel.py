@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..ir.types import Dim, Extent, TensorType
-from .spmd import MAX_CUTS
+from .chunks import MAX_CUTS
 from .text import Function
 
 
@@ -34,7 +34,8 @@ class Kernel:
     aligned. ``status`` points to two i64: a kernel that meets an index out of range stores 1 and
     the index and goes on without touching memory outside its operands. ``helpers`` are the names
     and definitions of functions that other kernels use, too. ``cuts`` is into how many ranges one
-    thread's part of the tasks may be cut: few where a range costs something of its own.
+    thread's part of the tasks may be cut: few where a range costs something of its own, and one for
+    batches of less than ``cuts_from`` samples.
     """
 
     symbol: str
@@ -46,6 +47,7 @@ class Kernel:
     bytes: Extent = 0
     helpers: tuple[tuple[str, str], ...] = ()
     cuts: int = MAX_CUTS
+    cuts_from: int = 0
 
     @property
     def code(self) -> str:
@@ -100,6 +102,7 @@ def assembled(
     bytes: Extent = 0,
     tables: Sequence[str] = (),
     cuts: int = MAX_CUTS,
+    cuts_from: int = 0,
 ) -> Kernel:
     """The kernel whose function is the last of ``functions``, with those that it calls before it.
 
@@ -115,6 +118,7 @@ def assembled(
         bytes,
         tuple({f.name: f.render() for f in functions if f.shared}.items()),
         cuts,
+        cuts_from,
     )
 
 

@@ -62,6 +62,7 @@ class Launch:
     flops: Extent
     bytes: Extent
     cuts: int
+    cuts_from: int
 
     @property
     def cost(self) -> Cost:
@@ -194,7 +195,7 @@ class EntryEmitter:
             if isinstance(what, Move):
                 self._copy(fn, what, results[0], operands[0], first)
             else:
-                cuts = cuts_for(what.cost, what.cuts)
+                cuts = cuts_for(what.cost, what.cuts, what.cuts_from)
                 with shared(fn, _count(fn, what.tasks), cuts, first) as (begin, end):
                     args = [f"ptr {p}" for p in (*results, *operands, scratch, status)]
                     args += ["i64 %N", f"i64 {begin}", f"i64 {end}"]
@@ -264,8 +265,9 @@ class _KernelEmitter(EntryEmitter):
             return None
         self.kernels.setdefault(kernel.symbol, kernel)
         launch = Launch(
-            node, kernel.symbol, phase, kernel.tasks, kernel.flops, kernel.bytes, kernel.cuts
-        )
+            node, kernel.symbol, phase, kernel.tasks, kernel.flops, kernel.bytes, kernel.cuts,
+            kernel.cuts_from,
+        )  # fmt: skip
         self.program.launches.append(launch)
         return launch
 

@@ -58,7 +58,8 @@ _BY_OP: dict[str, Emit] = {
     **dict.fromkeys(
         (
             "conv2d", "conv2d_packed", "conv2d_grad_input", "conv2d_grad_input_packed",
-            "conv2d_grad_weight", "conv2d_grad_weight_winograd", "conv2d_winograd",
+            "conv2d_grad_weight", "conv2d_grad_weight_parts", "conv2d_grad_weight_winograd",
+            "conv2d_winograd",
         ),
         emit_convolution,
     ),

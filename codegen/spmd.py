@@ -14,9 +14,9 @@ are over. To wait for all work so far is to wait until ``done`` reaches the numb
 round: nobody has to arrive. That is exact, because no chunk of a round behind a wait can be
 claimed, much less done, before the wait is over for somebody.
 
-**Claiming.** Chunks belong to threads in the order of the tasks, equally many to each, so that
-undisturbed the same thread works on the same rows in kernel after kernel. For each thread there is
-a word on a cache line of its own::
+**Claiming.** Chunks (``chunks.py``) belong to threads in the order of the tasks, equally many to
+each, so that undisturbed the same thread works on the same rows in kernel after kernel. For each
+thread there is a word on a cache line of its own::
 
     round << 8 | taken from the front << 4 | taken from the back
 
@@ -61,8 +61,7 @@ import platform
 import sys
 from dataclasses import dataclass
 
-MAX_CUTS = 4
-"""The most chunks per thread in a round. Four bits of a word count them."""
+from .chunks import CHUNKS_IR, MOST_CHUNKS
 
 # A team: zeroed memory, 64-byte aligned. i64 done at 0, i64 awaited at 8, i64 the thread that ended
 # a round last at 16; settings on the next line; then a line for each thread: its word, until when
@@ -80,8 +79,8 @@ most LONGEST_SUSPENSION times as long."""
 
 # A ticket: i64 each.
 _FIELDS = (
-    "team", "tid", "nthreads", "round", "end", "per", "ranges", "quotient", "rest", "asked",
-    "since", "left", "turn",
+    "team", "tid", "nthreads", "round", "end", "per", "even", "ranges", "quotient", "rest",
+    "asked", "since", "left", "turn",
 )  # fmt: skip
 TICKET_WORDS = len(_FIELDS)
 TICKET_LEFT, TICKET_TURN = (8 * _FIELDS.index(name) for name in ("left", "turn"))
@@ -219,10 +218,10 @@ done:
 def sharing_ir(triple: str) -> str:
     """Definitions of what an entry calls, and of what these call.
 
-    ``void @nw_round(ptr ticket, i64 tasks, i64 per, i64 single)`` begins a round: ``per`` chunks
-    for each thread, at most MAX_CUTS, or 0 for one chunk in all, which is thread 0's if ``single``
-    is 0 and anybody's if it is 1. ``{i64, i64} @nw_claim(ptr ticket)`` gives
-    the tasks [begin, end) of a chunk to run, or a negative begin if none is left; ``void
+    ``void @nw_round(ptr ticket, i64 tasks, i64 cuts, i64 single)`` begins a round: chunks for each
+    thread, cut as ``chunks.py`` says, or, if ``cuts`` is 0, one chunk in all, which is thread
+    0's if ``single`` is 0 and anybody's if it is 1. ``{i64, i64} @nw_claim(ptr ticket)`` gives the
+    tasks [begin, end) of a chunk to run, or a negative begin if none is left; ``void
     @nw_finish(ptr ticket)`` follows each chunk. ``void @nw_arrive(ptr ticket)`` waits for all
     rounds so far. ``void @nw_leave(ptr ticket)`` ends an entry. ``void @nw_stop(ptr ticket, i64
     rounds)`` comes before leaving early: it gives up the rest, at most so many rounds, and may be
@@ -242,7 +241,7 @@ def ticket_ir() -> str:
 
 
 _ALONE_IR = """\
-define internal void @nw_round(ptr %ticket, i64 %tasks, i64 %per, i64 %single) nounwind {
+define internal void @nw_round(ptr %ticket, i64 %tasks, i64 %cuts, i64 %single) nounwind {
   ret void
 }
 
@@ -302,23 +301,25 @@ define internal void @nw_ticket(
 
 _ROUND_IR = f"""
 define internal void @nw_round(ptr %ticket, i64 %tasks, i64 %cuts, i64 %single) nounwind {{
-{_get("nthreads", "end")}{_at("round", "per", "ranges", "quotient", "rest", "asked")}\
-  %wanted = mul i64 %cuts, %nthreads
-  %few = icmp ult i64 %tasks, %wanted
-  %less = select i1 %few, i64 1, i64 %cuts
+{_get("nthreads", "end")}{_at("round", "per", "even", "ranges", "quotient", "rest", "asked")}\
+  %cut = call {{i64, i64}} @nw_cut(i64 %tasks, i64 %nthreads, i64 %cuts)
+  %cut.per = extractvalue {{i64, i64}} %cut, 0
+  %cut.even = extractvalue {{i64, i64}} %cut, 1
   %no.cut = icmp eq i64 %cuts, 0
   %no.need = icmp ule i64 %tasks, 1
   %one = or i1 %no.cut, %no.need
-  %per = select i1 %one, i64 1, i64 %less
+  %per = select i1 %one, i64 1, i64 %cut.per
+  %even = select i1 %one, i64 1, i64 %cut.even
   %ranges = select i1 %one, i64 %single, i64 %nthreads
-  %many = mul i64 %per, %nthreads
-  %chunks = select i1 %one, i64 1, i64 %many
+  %parts = select i1 %one, i64 1, i64 %nthreads
+  %chunks = mul i64 %per, %parts
   %new.end = add i64 %end, %chunks
-  %quotient = udiv i64 %tasks, %chunks
-  %rest = urem i64 %tasks, %chunks
+  %quotient = udiv i64 %tasks, %parts
+  %rest = urem i64 %tasks, %parts
   store i64 %end, ptr %round.at, align 8
   store i64 %new.end, ptr %end.at, align 8
   store i64 %per, ptr %per.at, align 8
+  store i64 %even, ptr %even.at, align 8
   store i64 %ranges, ptr %ranges.at, align 8
   store i64 %quotient, ptr %quotient.at, align 8
   store i64 %rest, ptr %rest.at, align 8
@@ -423,22 +424,25 @@ chosen:
   %farthest = sub i64 %per, 1
   %last = sub i64 %farthest, %back
   %index = select i1 %own, i64 %front, i64 %last
-  %before = mul i64 %owner, %per
-  %which = add i64 %before, %index
   br label %got
 
 got:
-  %chunk = phi i64 [0, %own.one], [%which, %chosen]
+  %whose.part = phi i64 [0, %own.one], [%owner, %chosen]
+  %chunk = phi i64 [0, %own.one], [%index, %chosen]
   %known = phi i64 [1, %own.one], [%k, %chosen]
   store i64 %known, ptr %asked.at, align 8
-{_get("quotient", "rest")}\
-  %even = mul i64 %chunk, %quotient
-  %extra = call i64 @llvm.umin.i64(i64 %chunk, i64 %rest)
-  %begin = add i64 %even, %extra
-  %longer = icmp ult i64 %chunk, %rest
+{_get("even", "quotient", "rest")}\
+  %before = mul i64 %whose.part, %quotient
+  %extra = call i64 @llvm.umin.i64(i64 %whose.part, i64 %rest)
+  %start = add i64 %before, %extra
+  %longer = icmp ult i64 %whose.part, %rest
   %bonus = zext i1 %longer to i64
-  %size = add i64 %quotient, %bonus
-  %end = add i64 %begin, %size
+  %part = add i64 %quotient, %bonus
+  %next = add i64 %chunk, 1
+  %from = call i64 @nw_place(i64 %part, i64 %per, i64 %even, i64 %chunk)
+  %to = call i64 @nw_place(i64 %part, i64 %per, i64 %even, i64 %next)
+  %begin = add i64 %start, %from
+  %end = add i64 %start, %to
   %half = insertvalue {{i64, i64}} poison, i64 %begin, 0
   %tasks = insertvalue {{i64, i64}} %half, i64 %end, 1
   ret {{i64, i64}} %tasks
@@ -568,7 +572,7 @@ who:
   br i1 %caller, label %skip, label %return
 skip:
 {_get("team", "nthreads", "end")}\
-  %most = mul i64 %nthreads, {MAX_CUTS}
+  %most = mul i64 %nthreads, {MOST_CHUNKS}
   %chunks = mul i64 %rounds, %most
   %skipped = add i64 %chunks, 1
   %next = add i64 %end, %skipped
@@ -593,7 +597,7 @@ return:
 }}
 """
 
-_SHARING_IR = _ROUND_IR + _CLAIM_IR + _FINISH_IR + _ARRIVE_IR + _STOP_IR
+_SHARING_IR = CHUNKS_IR + _ROUND_IR + _CLAIM_IR + _FINISH_IR + _ARRIVE_IR + _STOP_IR
 
 SHARING_IR = sharing_ir(host_triple())
 """`sharing_ir` for this machine; its `declare` lines are in SHARING_DECLARATIONS, because LLVM does

@@ -40,6 +40,9 @@ _BLOCK_TILES = 48
 _MOST_TILES = 64
 # The most ranges per thread: each transforms blocks of its own and reads all weights for them.
 _CUTS = 2
+# Transforming the inputs of a few tiles takes an eighth of the products of one panel: where ranges
+# divide panels, and there are no more than this, a thread does it once.
+_FEW_PANELS = 4
 _LINE = 16  # elements of padding that keep matrices out of the same cache sets
 
 
@@ -197,7 +200,12 @@ class _Writer:
             self._inputs(loop.index, size)
             self._panels(loop.index, size, panels)
         functions = [*self.helpers.functions, *self.micro.functions, f]
-        return assembled(functions, TaskCount(tasks), self.scratch, spec.flops, cuts=_CUTS)
+        # Below so many samples, panels are divided.
+        divided = self.block // (self.down * self.across) + 1
+        since = divided if spec.panels <= _FEW_PANELS else 0
+        return assembled(
+            functions, TaskCount(tasks), self.scratch, spec.flops, cuts=_CUTS, cuts_from=since
+        )
 
     def _range(self, work: Size, tasks: int) -> tuple[str, str, tuple[str, str]]:
         """Tiles [first, stop) and panels [first, stop) of this range of tasks.

@@ -51,3 +51,12 @@ class Storage:
         """The other tensors that exist and see what is written into ``tensor``."""
         found = [r() for r in self._sharers]
         return [t for t in found if t is not None and t is not tensor and t._storage is self]
+
+
+class StorageOnDemand:
+    """A tensor's ``_storage``, made when it is first asked for: few results are viewed or written
+    to. Afterwards it is an ordinary attribute of the tensor."""
+
+    def __get__(self, tensor: Tensor, owner: type[Tensor]) -> Storage:
+        made: Storage = tensor.__dict__.setdefault("_storage", Storage())
+        return made

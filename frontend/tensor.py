@@ -35,7 +35,7 @@ from .grad_fn import GradFn
 from .methods import Methods
 from .operators import Operators
 from .promotion import get_default_dtype
-from .storage import Storage
+from .storage import Storage, StorageOnDemand
 
 _hook_ids = itertools.count()
 _NO_HOOKS: Mapping[int, Callable[[Any], Any]] = MappingProxyType({})
@@ -63,7 +63,7 @@ class Tensor(Operators, Methods):
     """
 
     _array: np.ndarray
-    _storage: Storage
+    _storage: Storage = StorageOnDemand()  # type: ignore[assignment]
     _traced = False
     _requires_grad = False
     _grad: Tensor | None = None
@@ -90,7 +90,9 @@ class Tensor(Operators, Methods):
     @classmethod
     def _wrap(cls, array: np.ndarray, storage: Storage | None = None) -> Tensor:
         made = object.__new__(cls)
-        made._adopt(array, storage)
+        made._array = array
+        if storage is not None:
+            made._storage = storage
         return made
 
     def _adopt(self, array: np.ndarray, storage: Storage | None = None) -> None:

@@ -230,6 +230,10 @@ def _conv2d_grad_weight(attrs: Attrs, out: _Sizes, operands: Sequence[_Sizes]) -
     return math.prod(operands[0]) * math.prod(out[1:])
 
 
+def _conv2d_grad_weight_parts(attrs: Attrs, out: _Sizes, operands: Sequence[_Sizes]) -> int:
+    return _conv2d_grad_weight(attrs, out[1:], operands)
+
+
 def _attention(attrs: Attrs, out: _Sizes, operands: Sequence[_Sizes]) -> int:
     """Scores, then weights times values; a causal mask saves nothing in this count."""
     batch, queries, keys = operands[0][0], operands[0][-2], operands[1][-2]
@@ -259,6 +263,7 @@ _MULTIPLY_ADDS: dict[str, Callable[[Attrs, _Sizes, Sequence[_Sizes]], int]] = {
     "conv2d_grad_input": _conv2d_grad_input,
     "conv2d_grad_input_packed": _conv2d_grad_input_packed,
     "conv2d_grad_weight": _conv2d_grad_weight,
+    "conv2d_grad_weight_parts": _conv2d_grad_weight_parts,
     "conv2d_grad_weight_winograd": _conv2d_grad_weight,
 }
 

@@ -11,10 +11,11 @@ After::
 
 The same inside of ``contraction`` regions. Where ``choose_tile`` says so, a 3x3 convolution of
 stride 1 becomes ``conv2d_winograd`` on a weight from ``pack_winograd``; the gradient of its weight,
-which reads none, becomes ``conv2d_grad_weight_winograd`` where ``choose_gradient_tile`` says so. A
+which reads none, becomes ``conv2d_grad_weight_winograd`` where ``choose_gradient_tile`` says so, or
+``conv2d_grad_weight_parts`` and a ``sum`` over the parts where ``choose_parts`` does. A
 pack of a parameter is a function of state alone: in inference the runtime computes it when a
 parameter changes; a training step computes it once per step. Two users of one weight in one form
-share its pack. Code P101; P102 for the gradients of weights.
+share its pack. Code P101; P102 for the gradients of weights, P104 for those in parts.
 
 A linear layer of few rows whose weight changes in every call packs its panels itself, next to their
 use (code P103, ``packs_itself``): a packed copy would go to memory and come back once.
@@ -41,6 +42,9 @@ ChoosePanel = Callable[[int, DType], int]
 ChooseTile = Callable[[int, int, tuple[int, int], DType], int]
 """``(inputs, outputs, size, dtype)``: the m of Winograd's F(m x m, 3 x 3) for such a 3x3
 convolution of stride 1 with ``size`` outputs, or 0 for the direct sum."""
+ChooseParts = Callable[[int, int, tuple[int, int], tuple[int, int]], int]
+"""``(inputs, outputs, kernel, size)``: into how many parts of the batch the gradient of such a
+weight, of a convolution with ``size`` outputs, is cut; 0 leaves it whole."""
 PacksItself = Callable[[Extent, int, DType], bool]
 """``(rows, depth, dtype)``: whether a product of so many rows packs each panel only once."""
 _PACKED = ("linear", "conv2d", "conv2d_grad_input")
@@ -70,6 +74,7 @@ def pack_weights(
     choose_tile: ChooseTile | None = None,
     choices: Mapping[str, Choice] | None = None,
     choose_gradient_tile: ChooseTile | None = None,
+    choose_parts: ChooseParts | None = None,
     packs_itself: PacksItself | None = None,
 ) -> Graph:
     """The graph with packed operands for linear and convolution kernels.
@@ -78,8 +83,8 @@ def pack_weights(
     """
     left = _left(graph, packs_itself) if packs_itself is not None else set()
     packer = _Packer(
-        choose_panel, choose_tile or _direct, choose_gradient_tile or _direct, ledger,
-        dict(choices or {}), left,
+        choose_panel, choose_tile or _direct, choose_gradient_tile or _direct,
+        choose_parts or _whole, ledger, dict(choices or {}), left,
     )  # fmt: skip
     return rebuild(graph, packer.emit)
 
@@ -168,6 +173,10 @@ def _direct(inputs: int, outputs: int, size: tuple[int, int], dtype: DType) -> i
     return 0
 
 
+def _whole(inputs: int, outputs: int, kernel: tuple[int, int], size: tuple[int, int]) -> int:
+    return 0
+
+
 @dataclass(frozen=True)
 class _Form:
     """An operator on packed weights: the operator that packs, the one that computes, and the
@@ -184,6 +193,7 @@ class _Packer:
     choose_panel: ChoosePanel
     choose_tile: ChooseTile
     choose_gradient_tile: ChooseTile
+    choose_parts: ChooseParts
     ledger: Ledger | None
     choices: dict[str, Choice]
     left: set[str]
@@ -215,24 +225,37 @@ class _Packer:
     def _weight_gradient(
         self, new: Graph, node: Node, operands: list[Value]
     ) -> tuple[Value, ...] | None:
-        """By Winograd's algorithm, or None for the direct sum."""
+        """By Winograd's algorithm, in parts, or None for the direct sum as a whole."""
         attrs, shape = node.attrs, new.type(operands[0]).shape
-        if attrs["layout"] != "NHWC" or tuple(attrs["kernel_size"]) != (3, 3):
+        fixed = (*shape[1:], *new.type(operands[1]).shape[1:])
+        if attrs["layout"] != "NHWC" or not all(isinstance(d, int) and d > 0 for d in fixed):
             return None
+        inputs = int(fixed[-1])  # type: ignore[arg-type]
+        tile = self._gradient_tile(node, shape, inputs)
+        if tile:
+            self._did("P102", node, f"by Winograd's algorithm, F({tile}x{tile}, 3x3)")
+            how = {"tile": tile, "padding": attrs["padding"], "layout": attrs["layout"]}
+            return add_like(new, node, "conv2d_grad_weight_winograd", operands, **how)
+        height, width, outputs = (int(d) for d in shape[1:])  # type: ignore[arg-type]
+        kernel = attrs["kernel_size"]
+        parts = self.choose_parts(inputs, outputs, kernel, (height, width))
+        if attrs["groups"] > 1 or not parts:
+            return None
+        self._did("P104", node, f"in {parts} parts of the batch, which are then added")
+        op, name = "conv2d_grad_weight_parts", f"{node.name}_parts"
+        found = new.add(op, *operands, name=name, source=node.source, parts=parts, **attrs)
+        return add_like(new, node, "sum", [found], dims=(0,), keepdim=False)
+
+    def _gradient_tile(self, node: Node, shape: tuple[Any, ...], inputs: int) -> int:
+        """The m of Winograd's algorithm for the gradient of a weight, 0 for the direct sum."""
         size = _plain_size(node, shape[1:3])
-        channels = new.type(operands[1]).shape[3], shape[3]
-        if not size or not all(isinstance(c, int) for c in channels):
-            return None
-        inputs, outputs = (int(c) for c in channels)  # type: ignore[arg-type]
-        dtype = node.type.dtype
-        tile = self.choose_gradient_tile(inputs, outputs, (size[0], size[1]), dtype)
-        if not tile:
-            return None
+        if not size or tuple(node.attrs["kernel_size"]) != (3, 3):
+            return 0
+        return self.choose_gradient_tile(inputs, shape[3], (size[0], size[1]), node.type.dtype)
+
+    def _did(self, code: str, node: Node, how: str) -> None:
         if self.ledger is not None:
-            text = f"%{node.name} is computed by Winograd's algorithm, F({tile}x{tile}, 3x3)"
-            self.ledger.did(NAME, "P102", node, text)
-        how = {"tile": tile, "padding": attrs["padding"], "layout": attrs["layout"]}
-        return add_like(new, node, "conv2d_grad_weight_winograd", operands, **how)
+            self.ledger.did(NAME, code, node, f"%{node.name} is computed {how}")
 
     def _pack(self, new: Graph, node: Node, weight: Value, form: _Form) -> Value:
         key = (weight, form.pack, tuple(sorted(form.pack_attrs.items())))

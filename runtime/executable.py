@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 import weakref
@@ -149,20 +148,20 @@ class Executable:
             self._run[0],
             self.table_address,
             n,
+            address(self._status),
             [(self._slots["input:" + path], shape, dtype) for path, shape, dtype in inputs],
             (self._slots["output:" + output[0]], *output[1:]),
         )
         if call is None:
             return None
-        status = (ctypes.c_int64 * len(self._status)).from_address(address(self._status))
+        lend = pool.shared.lend
 
         def run(arrays: Sequence[object]) -> np.ndarray | None:
             with self._lock:
-                status[0] = 0
-                found: np.ndarray | None = pool.lend(threads, call, arrays)
-                if status[0]:
+                found: np.ndarray | bool | None = lend(threads, call, arrays)
+                if found is False:
                     raise self._bad_index()
-                return found
+            return found  # type: ignore[return-value]
 
         return run
 

@@ -9,8 +9,9 @@ fields of array objects where numpy documents them (PyArrayObject); `supported` 
 there. Each builtin has a *record* as its ``self``, a uint64 array::
 
     functions and objects that every builtin needs (_COMMON)
-    entry, argument table, batch size, tuple of np.empty's arguments, the result's slot,
-    number of inputs, and for each input: slot, dtype object, number of dimensions, the dimensions
+    entry, argument table, batch size, status word, tuple of np.empty's arguments, the result's
+    slot, number of inputs, and for each input: slot, dtype object, number of dimensions, the
+    dimensions
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ if TYPE_CHECKING:
     from .jit import Library
 
 _API = (
-    "PyObject_Call", "PyEval_SaveThread", "PyEval_RestoreThread", "Py_IncRef", "PyLong_AsVoidPtr",
+    "PyObject_Call", "PyEval_SaveThread", "PyEval_RestoreThread", "Py_IncRef", "Py_DecRef",
+    "PyLong_AsVoidPtr",
 )  # fmt: skip
-_COMMON = (*_API, "nw_pool_run", "none", "array type", "np.empty")
-_OWN = ("entry", "table", "n", "arguments of np.empty", "result slot", "inputs")
+_COMMON = (*_API, "nw_pool_run", "none", "false", "array type", "np.empty")
+_OWN = ("entry", "table", "n", "status", "arguments of np.empty", "result slot", "inputs")
 _AT = {name: 8 * i for i, name in enumerate(_COMMON + _OWN)}
 _INPUTS = 8 * len(_AT)
 _INPUT = ("slot", "dtype", "rank")
@@ -131,6 +133,8 @@ run:
   %threads.object = load ptr, ptr %threads.at, align 8
   %threads.pointer = call ptr %as_pointer(ptr %threads.object)
   %threads = ptrtoint ptr %threads.pointer to i64
+{_field("status", "status")}\
+  store i64 0, ptr %status, align 8
   %thread = call ptr %save()
   %alone = icmp eq ptr %state, null
   br i1 %alone, label %direct, label %shared
@@ -142,7 +146,16 @@ shared:
   br label %done
 done:
   call void %restore(ptr %thread)
+  %code = load i64, ptr %status, align 8
+  %good = icmp eq i64 %code, 0
+  br i1 %good, label %give, label %bad
+give:
   ret ptr %made
+bad:
+{_field("decref", "Py_DecRef")}{_field("false", "false")}{_field("hold", "Py_IncRef")}\
+  call void %decref(ptr %made)
+  call void %hold(ptr %false)
+  ret ptr %false
 error:
   ret ptr null
 other:
@@ -153,26 +166,29 @@ other:
 """
 
 NativeCall = Callable[..., Any]
-"""``(team, threads, *arrays)`` -> the result as an array, or None if the arrays are not of the
-expected types. ``team`` is the address of a team's state, or 0 to run alone."""
+"""``(team, threads, *arrays)`` -> the result as an array; None if the arrays are not of the
+expected types, False if the run left another status than 0. ``team`` is the address of a team's
+state, or 0 to run alone."""
 
 
 def native_call(
     entry: int,
     table: int,
     n: int,
+    status: int,
     inputs: Sequence[tuple[int, tuple[int, ...], np.dtype]],
     result: tuple[int, tuple[int, ...], np.dtype],
 ) -> NativeCall | None:
     """The builtin for ``entry`` with its argument table at an address and batch size ``n``.
 
-    inputs, result: slot in the table, shape and dtype. The caller keeps the code and the table
-    alive, and sees to it that one thread at a time calls. None where `supported` is false.
+    status is the address of an i64 that each call begins by setting to 0. inputs, result: slot in
+    the table, shape and dtype. The caller keeps the code, the table and the status alive, and sees
+    to it that one thread at a time calls. None where `supported` is false.
     """
     if not supported():
         return None
     arguments = result[1:]
-    own = [entry, table, n, id(arguments), result[0], len(inputs)]
+    own = [entry, table, n, status, id(arguments), result[0], len(inputs)]
     for slot, shape, dtype in inputs:
         own += [slot, id(dtype), len(shape), *shape]
     new = ctypes.pythonapi.PyCFunction_NewEx
@@ -215,7 +231,7 @@ def supported() -> bool:
 def _common() -> tuple[int, ...]:
     functions = [ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p) for name in _API]
     run = team.native().address("nw_pool_run")
-    objects = (None, np.ndarray, np.empty)
+    objects = (None, False, np.ndarray, np.empty)
     return (*[f.value or 0 for f in functions], run, *map(id, objects))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import time
 from collections.abc import Iterable
+from time import monotonic
 from typing import Any
 
 from . import settings
@@ -45,9 +45,9 @@ class Placement:
     def check(self) -> bool:
         """Before each call: moves the workers if the caller has moved. True in the few calls in
         which it looked."""
-        now = time.monotonic()
-        self._calls -= 1
-        if self._calls > 0 and now < self._next_look:
+        self._calls = calls = self._calls - 1
+        now = monotonic()
+        if calls > 0 and now < self._next_look:
             return False
         self._calls, self._next_look = LOOK_CALLS, now + LOOK_SECONDS
         cpu = current_cpu()

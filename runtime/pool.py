@@ -66,23 +66,24 @@ class Pool:
         `run`.
         """
         if nthreads != 1:
-            if not 1 <= nthreads <= settings.MAX_THREADS:
-                raise ValueError(
-                    f"the number of threads is from 1 to {settings.MAX_THREADS}, got {nthreads}"
-                )
             lock = self._lock
-            if lock.acquire(blocking=False):
+            if lock.acquire(False):
                 looked = False
                 try:
-                    team = self._grown(nthreads)
-                    nthreads = min(nthreads, team.threads) if team is not None else 1
-                    if team is not None and nthreads > 1:
+                    team = self._team
+                    if team is None or team.prepared != nthreads:
+                        team = self._grown(nthreads)
+                    if team is not None and team.threads > 1:
+                        if nthreads > team.threads:
+                            nthreads = team.threads
                         looked = team.placement.check()
                         return call(team.state, nthreads, *args)
                 finally:
                     lock.release()
                     if looked and _retired:
                         _sweep()
+            else:
+                _check(nthreads)
         return call(0, 1, *args)
 
     @property
@@ -119,6 +120,7 @@ class Pool:
         return True
 
     def _grown(self, nthreads: int) -> Team | None:
+        _check(nthreads)
         if self._team is None:
             if _exiting or not available():
                 return None
@@ -158,6 +160,13 @@ def run(entry: int, args: int | None, n: int, nthreads: int | None = None) -> in
 def lend(nthreads: int, call: Callable[..., _T], args: Sequence[object]) -> _T:
     """`Pool.lend` on the process's pool."""
     return shared.lend(nthreads, call, args)
+
+
+def _check(nthreads: int) -> None:
+    if not 1 <= nthreads <= settings.MAX_THREADS:
+        raise ValueError(
+            f"the number of threads is from 1 to {settings.MAX_THREADS}, got {nthreads}"
+        )
 
 
 def _run(team: int, threads: int, entry: int, args: int | None, n: int) -> int:

@@ -254,7 +254,7 @@ class Team:
         self.state = -(-ctypes.addressof(self._memory) // 64) * 64
         self.threads = 1
         self._wanted = 1
-        self._prepared = 1
+        self.prepared = 1
         self._handles: list[Any] = []
         self.placement = Placement(self._handles)
         self._library = library
@@ -264,9 +264,9 @@ class Team:
 
     def prepare(self, threads: int) -> None:
         """Gets ready to run ``threads`` threads."""
-        if threads == self._prepared:
+        if threads == self.prepared:
             return
-        self._prepared = threads
+        self.prepared = threads
         # Spinning is for threads that have a core each; otherwise it keeps the others from theirs.
         rate = ticks_per_second()
         spin = rate if threads <= settings.available_cpus() else 0.0
@@ -316,7 +316,7 @@ class Team:
             libc().pthread_join(handle, None)
         self._handles.clear()
         self.placement.forget()
-        self.threads = self._wanted = self._prepared = 1
+        self.threads = self._wanted = self.prepared = 1
 
     def leak(self) -> None:
         """Keeps the memory and the code for ever."""

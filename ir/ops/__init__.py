@@ -6,6 +6,7 @@ from . import attention as attention
 from . import attention_grad as attention_grad
 from . import batch_norm_parts as batch_norm_parts
 from . import contraction as contraction
+from . import conv_parts as conv_parts
 from . import convolution as convolution
 from . import elementwise as elementwise
 from . import index as index

@@ -150,6 +150,8 @@ def contractions() -> Iterator[Case]:
         yield Case("conv2d_grad_weight", (x, x), {**attrs, "kernel_size": (3, 3)}, note)
     pixels = {**plain, "padding": ((0, 0), (0, 0)), "groups": 1, "kernel_size": (1, 1)}
     yield Case("conv2d_grad_weight", (x, x), pixels, "1x1")
+    first = {**plain, "groups": 1, "kernel_size": (3, 3), "parts": 8}
+    yield Case("conv2d_grad_weight_parts", (x, (N, 14, 14, 3)), first)
     yield Case("linear", ((N, 300), (96, 300), (96,)))
     yield Case("linear_grad_weight", ((N, 96), (N, 300)))
     yield Case("matmul", ((N, 32, 64), (N, 64, 48)))

@@ -8,9 +8,10 @@ import pytest
 
 import netwright.ir.ops  # noqa: F401
 from netwright.codegen.conv_grad_weight import emit_conv_grad_weight
-from netwright.codegen.convolution import emit_convolution
+from netwright.codegen.convolution import _Writer, convolution_of, emit_convolution
+from netwright.codegen.epilogue import contraction_of
 from netwright.codegen.packing import choose_panel, pack_conv
-from netwright.codegen.target import Target, host
+from netwright.codegen.target import AVX512, Target, host
 from netwright.ir.graph import Graph, Node
 from netwright.ir.interpreter import run_node
 from netwright.ir.types import Dim, TensorType, float32, float64
@@ -77,6 +78,8 @@ SHAPES: list[tuple[Any, Any, dict[str, Any]]] = [
     ((9, 8, 32), (20, 3, 3), geometry((2, 2), ((1, 1), (1, 1)))),
     ((9, 7, 16), (70, 1, 1), geometry((3, 2))),
     ((8, 6, 3), (64, 5, 7), geometry((2, 2), ((2, 2), (3, 3)))),
+    # Too large for the first level cache: copied block by block.
+    ((26, 33, 9), (10, 3, 2), geometry((2, 1), ((1, 1), (0, 1)))),
 ]
 
 
@@ -177,6 +180,59 @@ def test_any_split_of_the_tasks_gives_the_same_bits(run: Run, case: Any, make: A
     whole = check(run, emit_convolution, node, graph, 5)
     splits = sorted({count // 3, count // 2, count - 1})
     assert np.array_equal(check(run, emit_convolution, node, graph, 5, splits), whole)
+
+
+@pytest.mark.parametrize("make", [forward, gradient])
+@pytest.mark.parametrize("case", [*PLACES[:2], SHAPES[16], SHAPES[18]], ids=str)
+@pytest.mark.parametrize("residual", [False, True])
+def test_panels_larger_than_the_cache_are_summed_by_kernel_rows(
+    run: Run, case: Any, make: Any, residual: bool
+) -> None:
+    node, graph = make(*case)
+    if residual:
+        types = [*(graph.type(v) for v in node.operands), node.type]
+        body = Graph("body")
+        values = [body.add("input", path=str(k), type=t) for k, t in enumerate(types)]
+        y = body.add("add", body.add(node.op, *values[:-1], **node.attrs), values[-1])
+        body.outputs["0"] = body.add("relu", y)
+        node, graph = build("fused", *types, kind="contraction", body=body)
+    target = replace(host(), l2=1 << 12)
+
+    def emit(node: Any, graph: Any, _: Any) -> Any:
+        return emit_convolution(node, graph, target)
+
+    phases = case[2]["stride"] if make is gradient else (1, 1)
+    kernel = emit(node, graph, None)
+    assert ("%keep" in kernel.text) == (phases[0] == 1)
+    whole = check(run, emit, node, graph, 2)
+    count = kernel.tasks.at(2)
+    splits = sorted({count // 3, count // 2, count - 1})
+    assert np.array_equal(check(run, emit, node, graph, 2, splits), whole)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ((27, 27, 64), (192, 5, 5), geometry(padding=((2, 2), (2, 2)))),
+        ((56, 56, 256), (512, 1, 1), geometry((2, 2))),
+        ((14, 14, 1024), (2048, 1, 1), geometry((2, 2))),
+        ((224, 224, 3), (64, 11, 11), geometry((4, 4), ((2, 2), (2, 2)))),
+        ((28, 28, 256), (256, 3, 3), geometry((2, 2), ((1, 1), (1, 1)))),
+    ],
+    ids=str,
+)
+def test_two_threads_have_equally_many_rows_of_one_image(case: Any) -> None:
+    node, graph = forward(*case)
+    target = replace(AVX512, l2=1 << 20)
+    found = contraction_of(node, [graph.type(v) for v in node.operands])
+    assert found is not None
+    spec = convolution_of(found, target)
+    assert spec is not None
+    height, rows = node.type.shape[1], _Writer(found, spec, 3, target).block_rows
+    blocks = [min(rows, height - at) for at in range(0, height, rows)]
+    units = [n for n in blocks for _ in range(spec.panels)]
+    halves = sum(units[: len(units) // 2]), sum(units[len(units) // 2 :])
+    assert max(halves) <= 1.1 * min(halves)
 
 
 @pytest.mark.parametrize("make", [forward, gradient])

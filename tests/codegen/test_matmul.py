@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 import netwright.ir.ops  # noqa: F401
+from netwright.codegen.gemm_blocking import Blocking, Gemm
 from netwright.codegen.matmul import emit_matmul
 from netwright.codegen.packing import choose_panel, pack_matrix
 from netwright.codegen.target import AVX512, Target, host
 from netwright.ir.graph import Graph, Node
 from netwright.ir.interpreter import run_node
 from netwright.ir.ops.packing import pack_columns
-from netwright.ir.types import Dim, TensorType, float32, float64, int64
+from netwright.ir.types import Dim, Extent, TensorType, float32, float64, int64
 
 N = Dim(1)
 
@@ -352,3 +353,21 @@ def test_no_scheduler_spills_the_largest_tile(asm_for: Any, cpu: str, rows: Any)
     kernel = emit_matmul(node, graph, target)
     assert kernel is not None
     assert asm_for(kernel, target).inner_spills == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "depth", "heights"),
+    [
+        (Dim(3136), 64, {262, 261}),  # not 341 and 182: each reads all of B
+        (Dim(197), 768, {33}),  # not 28 and 5: a little more than half of the cache
+        (Dim(784), 256, {66, 65}),
+        (196, 1024, {17, 16}),
+    ],
+    ids=str,
+)
+def test_blocks_of_rows_are_equally_high(rows: Extent, depth: int, heights: set[int]) -> None:
+    target = replace(AVX512, l2=1 << 20)
+    cut = Blocking(Gemm(float32, rows, 256, depth, depth, 1, "packed", 64), target)
+    units = -(-rows.at(1) // cut.unit) if isinstance(rows, Dim) else -(-rows // cut.unit)
+    found = {min(cut.row_block, units - at) for at in range(0, units, cut.row_block)}
+    assert found <= heights

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
+from netwright.codegen.chunks import MAX_CUTS, TAPERED
 from netwright.codegen.kernel import Kernel
 from netwright.codegen.program import Native, emit_program
 from netwright.codegen.select import select_kernel
 from netwright.codegen.sharing import TOO_SMALL, WORTH_A_CHUNK, Cost, cuts_for
-from netwright.codegen.spmd import MAX_CUTS
 from netwright.codegen.target import host
 from netwright.codegen.text import Function
 from netwright.ir.graph import Graph
@@ -56,14 +56,16 @@ def cuts(link: Callable[..., int]) -> Callable[[Cost, int, int, int], int]:
     [
         (TOO_SMALL - 1, 4, 2, 0),
         (TOO_SMALL, 4, 2, 1),
-        (4 * WORTH_A_CHUNK - 1, 4, 2, 1),
-        (4 * WORTH_A_CHUNK, 4, 2, 2),
-        (8 * WORTH_A_CHUNK, 4, 2, 4),
-        (8 * WORTH_A_CHUNK, 4, 3, 2),
-        (10**12, 4, 2, MAX_CUTS),
+        (2 * WORTH_A_CHUNK - 1, 4, 2, 1),
+        (4 * WORTH_A_CHUNK - 1, 4, 2, TAPERED + 1),
+        (4 * WORTH_A_CHUNK, 4, 2, TAPERED + 2),
+        (8 * WORTH_A_CHUNK, 4, 2, TAPERED + 4),
+        (8 * WORTH_A_CHUNK, 4, 3, TAPERED + 2),
+        (10**12, 4, 2, TAPERED + MAX_CUTS),
+        (4 * WORTH_A_CHUNK, 2, 2, 2),
         (10**12, 2, 2, 2),
         (10**12, 1, 2, 1),
-        (10**12, 100, 2, MAX_CUTS),
+        (10**12, 100, 2, TAPERED + MAX_CUTS),
     ],
 )
 def test_more_work_is_cut_finer_as_far_as_the_kernel_bears_it(
@@ -76,6 +78,24 @@ def test_more_work_is_cut_finer_as_far_as_the_kernel_bears_it(
 ) -> None:
     cost = Cost(work - 1, 1) if grows else Cost(work)
     assert cuts(cost, most, 1, nthreads) == wanted
+
+
+def test_small_batches_are_not_cut_where_each_range_prepares_the_same(
+    link: Callable[..., int],
+) -> None:
+    fn = Function("since", [("ptr", "out"), ("i64", "N"), ("i64", "nthreads")], linkage="")
+    found = cuts_for(Cost(0, 10**9), 2, 3)
+    assert callable(found)
+    fn.store("i64", found(fn), "%out", 8)
+    call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(
+        link(fn.render(), "since")
+    )
+    result = ctypes.c_int64()
+    chosen = []
+    for n in (1, 2, 3, 4):
+        call(ctypes.addressof(result), n, 2)
+        chosen.append(result.value)
+    assert chosen == [1, 1, 2, 2]
 
 
 def kernel_of(op: str, *shapes: tuple[int | Dim, ...], **attrs: object) -> Kernel:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from netwright.codegen import spmd
+from netwright.codegen.chunks import HALVINGS, TAPERED
 from netwright.codegen.llvm import assembly, module_text
 from netwright.codegen.target import AVX2, NEON, host
 
@@ -152,7 +153,7 @@ def random_job(rng: np.random.Generator) -> list[Round]:
     return [
         Round(
             int(rng.choice([0, 1, 2, 3, 5, 7, 16, 37, 240])),
-            int(rng.choice([0, 1, 2, 4])),
+            int(rng.choice([0, 1, 2, 4, TAPERED + 1, TAPERED + 2, TAPERED + 4])),
             int(rng.integers(2)),
             bool(rng.integers(3)),
         )
@@ -209,6 +210,51 @@ def test_chunks_cover_the_tasks_and_everybody_has_the_same_part(
 
 
 @needs_threads
+@pytest.mark.parametrize("nthreads", [2, 3, 5])
+@pytest.mark.parametrize("cuts", [1, 2, 4])
+def test_a_tapered_part_ends_in_small_chunks(team: Team, nthreads: int, cuts: int) -> None:
+    tasks = 240
+    threads = [team.thread(k, nthreads, 0) for k in range(nthreads)]
+    for thread in threads:
+        thread.begin(tasks, TAPERED + cuts)
+    line = []
+    for thread in threads:
+        sizes = []
+        for _ in range(cuts + HALVINGS):
+            chunk = thread.claim()
+            assert chunk is not None
+            line.append(chunk)
+            sizes.append(chunk[1] - chunk[0])
+        equal = tasks / nthreads / cuts
+        halves = [equal / 2 ** (k + 1) for k in range(HALVINGS)]
+        wanted = [*[equal] * (cuts - 1), *halves, halves[-1]]
+        assert all(abs(s - w) < 2 for s, w in zip(sizes, wanted, strict=True))
+    assert [begin for begin, _ in line] == [0, *(end for _, end in line[:-1])]
+    assert line[-1][1] == tasks
+    assert [t.claim() for t in threads] == [None] * nthreads
+
+
+@needs_threads
+def test_the_other_takes_the_small_chunks_first(team: Team) -> None:
+    one, two = (team.thread(k, 2, 0) for k in range(2))
+    for thread in (one, two):
+        thread.begin(64, TAPERED + 1)
+    assert [two.claim() for _ in range(4)] == [(32, 48), (48, 56), (56, 60), (60, 64)]
+    assert two.claim() == (28, 32)
+    assert one.claim() == (0, 16)
+
+
+@needs_threads
+def test_few_tasks_are_not_tapered(team: Team) -> None:
+    one, two = (team.thread(k, 2, 0) for k in range(2))
+    for thread in (one, two):
+        thread.begin(8, TAPERED + 2)
+    assert [one.claim() for _ in range(2)] == [(0, 2), (2, 4)]
+    assert [two.claim() for _ in range(2)] == [(4, 6), (6, 8)]
+    assert one.claim() is two.claim() is None
+
+
+@needs_threads
 def test_who_has_done_its_part_takes_from_the_far_end_of_the_others(team: Team) -> None:
     one, two = (team.thread(k, 2, 0) for k in range(2))
     for thread in (one, two):
@@ -240,7 +286,7 @@ def test_a_round_of_one_chunk_is_the_callers_or_anybodys(
 
 @needs_threads
 def test_a_thread_that_misses_the_reason_to_stop_claims_nothing(team: Team) -> None:
-    rounds = [Round(7, 2), Round(9, 4, wait=False), Round(1, 1), Round(5, 4)]
+    rounds = [Round(7, 2), Round(200, TAPERED + 4, wait=False), Round(1, 1), Round(5, 4)]
     one, two = (team.thread(k, 2, 0) for k in range(2))
     for thread in (one, two):
         thread.begin(4, 1)

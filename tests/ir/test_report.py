@@ -110,6 +110,12 @@ CASES = [
         WORK,
     ),
     (
+        "conv2d_grad_weight_parts",
+        [(1, *RESULT, 6), (1, *IMAGE, 4)],
+        {**GEOMETRY, "layout": "NHWC", "kernel_size": (3, 3), "parts": 4},
+        WORK,
+    ),
+    (
         "conv2d_grad_weight_winograd",
         [(1, *IMAGE, 6), (1, *IMAGE, 4)],
         {"tile": 2, "padding": ((1, 1), (1, 1)), "layout": "NHWC"},

@@ -216,3 +216,52 @@ def test_the_choice_for_a_weight_gradient_sees_channels_and_the_size_of_the_grad
     graph = differentiate(net.done(out=y), {"conv_weight"})
     pack_weights(graph, lambda columns, dtype: 8, choose_gradient_tile=choose)
     assert seen == [(4, 6, (7, 6), float64)]
+
+
+PARTS: list[tuple[dict[str, Any], bool]] = [
+    ({}, True),
+    ({"stride": (2, 1), "dilation": (1, 2)}, True),
+    ({"groups": 2}, False),
+    ({"layout": "NCHW"}, False),
+]
+
+
+@pytest.mark.parametrize(("options", "fires"), PARTS, ids=str)
+def test_weight_gradients_are_summed_in_parts_where_the_rule_says_so(
+    new_net: Any, assert_same: Any, ops: Any, options: dict[str, Any], fires: bool
+) -> None:
+    net = new_net(float64)
+    options = {"layout": "NHWC", **options}
+    shape = (7, 6, 4) if options["layout"] == "NHWC" else (4, 7, 6)
+    y = net.conv(net.input("x", N, *shape), 6, "conv", **options)
+    graph = differentiate(net.done(out=y), {"conv_weight"})
+    ledger, seen = Ledger(), []
+
+    def choose(*geometry: Any) -> int:
+        seen.append(geometry)
+        return 3
+
+    after = pack_weights(graph, lambda columns, dtype: 8, ledger, choose_parts=choose)
+    assert ops(after).count("conv2d_grad_weight_parts") == fires
+    assert ops(after).count("conv2d_grad_weight") == 1 - fires
+    assert [e.code for e in ledger.entries].count("P104") == fires
+    assert_same(graph, after, 1e-12)
+    if fires:
+        assert seen == [(4, 6, (3, 3), y_size(graph))]
+
+
+def y_size(graph: Any) -> tuple[int, int]:
+    """Height and width of the only convolution's result, channels last."""
+    (conv,) = (n for n in graph.nodes if n.op == "conv2d")
+    return conv.type.shape[1:3]
+
+
+def test_winograd_goes_before_parts(new_net: Any, ops: Any) -> None:
+    net = new_net(float64)
+    y = net.conv(net.input("x", N, 7, 6, 4), 6, "conv", layout="NHWC")
+    graph = differentiate(net.done(out=y), {"conv_weight"})
+    after = pack_weights(
+        graph, lambda *_: 8, choose_gradient_tile=lambda *_: 2, choose_parts=lambda *_: 3
+    )
+    assert "conv2d_grad_weight_winograd" in ops(after)
+    assert "conv2d_grad_weight_parts" not in ops(after)

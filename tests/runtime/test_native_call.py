@@ -47,13 +47,14 @@ done:
 def builtin(text: str, rows: int = 2) -> tuple[Any, Any]:
     """The call of a program ``f32[rows,3] -> f32[rows,3]``, and what must outlive it."""
     library = jit.load(text, key_parts={"kind": "test"})
-    table = np.zeros(2, np.uint64)
+    table, status = np.zeros(3, np.uint64), np.ones(1, np.int64)
+    table[2] = address(status)
     kind = ((rows, 3), F32)
     call = native_call.native_call(
-        library.address("entry"), address(table), rows, [(0, *kind)], (1, *kind)
+        library.address("entry"), address(table), rows, address(status), [(0, *kind)], (1, *kind)
     )
     assert call is not None
-    return call, (library, table)
+    return call, (library, table, status)
 
 
 def test_the_result_is_a_new_array_of_the_given_kind() -> None:
@@ -75,6 +76,32 @@ def test_a_read_only_array_may_be_read() -> None:
     x = np.ones((2, 3), F32)
     x.flags.writeable = False
     assert np.array_equal(call(0, 1, x), x)
+
+
+_STATUS = """\
+define void @entry(ptr %args, i64 %N, i64 %tid, i64 %threads, ptr %ticket) {
+  %from = load ptr, ptr %args
+  %first = load float, ptr %from
+  %code = fptosi float %first to i64
+  %status.at = getelementptr ptr, ptr %args, i64 2
+  %status = load ptr, ptr %status.at
+  %before = load i64, ptr %status
+  %both = add i64 %before, %code
+  store i64 %both, ptr %status
+  ret void
+}
+"""
+
+
+def test_a_status_gives_false_and_is_gone_in_the_next_call() -> None:
+    call, keep = builtin(_STATUS)
+    status = keep[-1]
+    bad = np.full((2, 3), 7.0, F32)
+    count = sys.getrefcount(False)
+    assert call(0, 1, bad) is False and status[0] == 7
+    assert call(0, 1, bad) is False and status[0] == 7
+    assert isinstance(call(0, 1, bad * 0), np.ndarray) and status[0] == 0
+    assert sys.getrefcount(False) <= count + 2
 
 
 class Kind(np.ndarray):
