@@ -8,16 +8,16 @@ from __future__ import annotations
 import gc
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import Any, TypeVar
 
-from .codegen import winograd, winograd_grad_weight
+from .codegen import updating_gemm, winograd, winograd_grad_weight
 from .codegen.columns import accepts_columns
 from .codegen.conv_grad_weight_parts import parts_for
-from .codegen.gemm_blocking import is_one_block
+from .codegen.matmul import linear_operator
 from .codegen.packing import choose_panel
 from .codegen.program import emit_program
 from .codegen.target import Target, host
@@ -46,9 +46,11 @@ from .passes.fuse_elementwise import fuse_elementwise
 from .passes.fuse_pooling import fuse_pooling
 from .passes.fuse_reductions import fuse_reductions
 from .passes.fuse_row_means import fuse_row_means
+from .passes.fuse_update import fuse_update
 from .passes.lay_out_attention import lay_out_attention
 from .passes.lint import lint
 from .passes.lower_batch_norm import lower_batch_norm
+from .passes.merge_cross_entropy import merge_cross_entropy
 from .passes.pack_weights import pack_weights
 from .passes.plan_memory import plan_memory
 from .passes.recompute import recompute
@@ -68,11 +70,13 @@ PASSES = (
     "eliminate_dead_code",
     "assign_layout",
     "absorb_flatten",
+    "merge_cross_entropy",
     "split_batch_norm",
     "fuse_conv_bn_relu",
     "lower_batch_norm",
     "fuse_elementwise",
     "fuse_reductions",
+    "fuse_update",
     "fuse_pooling",
     "fuse_row_means",
     "pack_weights",
@@ -273,16 +277,18 @@ def compile_gradients(
     add: bool,
     options: Options,
     target: Target | None = None,
+    groups: Sequence[Collection[str]] = (),
 ) -> None:
     """Forward, loss and backward as one executable, whose gradients replace those in the buffers
-    or, with ``add``, are added to them. The number SCALE multiplies the loss."""
+    or, with ``add``, are added to them. The number SCALE multiplies the loss. groups: of paths of
+    parameters, whose gradients somebody wants as soon as they are there."""
     graph = clean(made.traced.graph, made, options)
     with _timed(made, "passes", "differentiate"):
         graph = differentiate(graph, wrt, loss="out", scale=SCALE)
         made.stages["differentiate"] = graph
     with _timed(made, "passes", "accumulate_gradients"):
         graph = made.stages["accumulate_gradients"] = accumulate_gradients(graph, add)
-    _finish_step(graph, made, options, target)
+    _finish_step(graph, made, options, target, [[GRAD + p for p in group] for group in groups])
 
 
 @_without_collections
@@ -316,14 +322,18 @@ def _with_optimizer(
 
 
 def _finish_step(
-    graph: Graph, made: Compilation, options: Options, target: Target | None
+    graph: Graph,
+    made: Compilation,
+    options: Options,
+    target: Target | None,
+    groups: Sequence[Collection[str]] = (),
 ) -> None:
     graph = clean(graph, made, options, "_backward")
     forward = {graph.outputs[k] for k in made.traced.graph.outputs if k in graph.outputs}
     forward |= {graph.updates[k] for k in made.traced.graph.updates}
     graph = _recompute(graph, forward, made, options)
     made.stages["optimized"] = lower(graph, made, options)
-    build(made, "optimized", target or host(), hoist=False)
+    build(made, "optimized", target or host(), hoist=False, groups=groups)
 
 
 def clean(graph: Graph, made: Compilation, options: Options, suffix: str = "") -> Graph:
@@ -353,11 +363,13 @@ def lower(
         ("assign_layout", assign_layout),
         ("simplify", simplify),
         *([("absorb_flatten", absorb_flatten)] if inference else ()),
+        ("merge_cross_entropy", merge_cross_entropy),
         ("split_batch_norm", split_batch_norm),
         ("fuse_conv_bn_relu", fuse_conv_bn_relu),
         ("lower_batch_norm", lower_batch_norm),
         ("fuse_elementwise", fuse_elementwise),
         ("fuse_reductions", fuse_reductions),
+        ("fuse_update", partial(fuse_update, is_faster=updating_gemm.is_faster)),
         ("fuse_pooling", fuse_pooling),
         ("fuse_row_means", fuse_row_means),
         ("pack_weights", partial(_pack, made=made, options=options, target=host())),
@@ -370,15 +382,22 @@ def lower(
     return graph
 
 
-def build(made: Compilation, stage: str, target: Target, hoist: bool) -> None:
-    """Plans memory, emits, compiles (or loads from the cache) and links the graph of a stage."""
+def build(
+    made: Compilation,
+    stage: str,
+    target: Target,
+    hoist: bool,
+    groups: Sequence[Collection[str]] = (),
+) -> None:
+    """Plans memory, emits, compiles (or loads from the cache) and links the graph of a stage.
+    groups: of updates, between which the program is cut (`emit_program`)."""
     graph = made.stages[stage]
     with _timed(made, "passes", "verify"):
         verify(graph)
     with _timed(made, "plan"):
         plan = made.plans[stage] = plan_memory(graph, hoist, accepts_columns)
     with _timed(made, "emit"):
-        program = emit_program(graph, plan, target)
+        program = emit_program(graph, plan, target, groups)
     with _timed(made, "link"):
         constants = {n.name: n.attrs["value"] for n in graph.sources("constant")}
         executable = made.executables[stage] = Executable(program, target, constants)
@@ -428,9 +447,9 @@ def _pack(
 
         choices = tune(graph, made.batch, Rules(target, tile, tiles), ledger)
 
-    def packs_itself(rows: Extent, depth: int, dtype: DType) -> bool:
+    def linear(rows: Extent, depth: int, outputs: int, dtype: DType) -> str:
         count = rows.at(made.batch) if isinstance(rows, Dim) else rows
-        return is_one_block(count, depth, dtype, target)
+        return linear_operator(count, depth, outputs, dtype, target)
 
     return pack_weights(
         graph,
@@ -440,7 +459,7 @@ def _pack(
         choices,
         first_fast(winograd_grad_weight.is_faster),
         parts_for,
-        packs_itself,
+        linear,
     )
 
 

@@ -24,13 +24,14 @@ import numpy as np
 import torch
 
 import netwright as nw
+from netwright.commands.peers.training import Recipe, Start, without_dropout
 from netwright.ir.columns import aligned
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from environment import environment
 from train_pytorch import Theirs
-from training import Ours, Recipe, Start, Task, Training, start_of, without_dropout
+from training import Ours, Task, start_of, training_of
 
 HERE = Path(__file__).resolve().parent
 ADAM = Recipe("Adam", "Adam", {"lr": 1e-3})
@@ -69,7 +70,7 @@ def batches(task: Task, steps: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def curve_of_netwright(task: Task, start: Start, steps: int) -> list[float]:
     """The loss of every compiled step."""
-    training = Training(nw, Ours(), task, start)
+    training = training_of(nw, Ours(), task, start)
     step = nw.compile(training.model, loss=training.criterion, optimizer=training.optimizer)
     losses = [step(x, t).item() for x, t in batches(task, steps)]
     assert step.fallbacks == 0
@@ -81,7 +82,7 @@ def curve_of_pytorch(
 ) -> tuple[list[float], list[np.ndarray]]:
     """The loss of every eager step, and the signs of all inputs of ReLUs in it, as bits."""
     torch.set_num_threads(threads)
-    training = Training(torch, Theirs(), task, start, wide)
+    training = training_of(torch, Theirs(), task, start, wide)
     signs: list[np.ndarray] = []
 
     def note(_: Any, inputs: tuple[Any, ...]) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from training import Recipe, Start, Task, buffer_names, results
+from training import Task
 
 from netwright.commands.peers.peer import Ready
+from netwright.commands.peers.training import Recipe, Start, buffer_names, results
 
 Arrays = dict[str, Any]
 _MOMENTUM, _EPS = 0.1, 1e-5
@@ -30,7 +31,7 @@ def prepare(task: Task, start: Start, threads: int) -> Ready:
         n: v for n, v in start.state.items() if v.dtype.kind == "f" and n not in buffers
     }
     state = jax.tree.map(jnp.array, (weights, buffers, _optimizer_state(task.recipe, weights)))
-    x, labels = jnp.asarray(start.x), [jnp.asarray(t) for t in start.labels]
+    x, labels = jnp.asarray(start.inputs[0]), [jnp.asarray(t) for t in start.targets]
 
     def loss_of(weights: Arrays, buffers: Arrays, x: Any, t: Any) -> Any:
         logits, buffers = forward(weights, buffers, x)
@@ -61,7 +62,7 @@ def prepare(task: Task, start: Start, threads: int) -> Ready:
 
     loss = step()
     found = [jax.tree.map(np.array, part) for part in state]
-    first = results(task, start, np.array(loss), found[0], found[2], found[1])
+    first = results(task.recipe, start, np.array(loss), found[0], found[2], found[1])
     assert list(found[1]) == buffer_names(start, weights)
     return Ready(step, lambda _: first)
 

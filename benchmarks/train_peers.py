@@ -26,6 +26,8 @@ from typing import Any
 import netwright as nw
 from netwright.commands.peers.contest import NETWRIGHT, Say, compete
 from netwright.commands.peers.peer import Peer, Ready
+from netwright.commands.peers.train_contest import prepare_compiled_step
+from netwright.commands.peers.training import Recipe, without_dropout
 from netwright.commands.text import counts
 from netwright.ir.report import flops
 
@@ -34,8 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from environment import environment
 from peers_report import geometric_mean, markdown, plot
 from rows import Rows, label, load, measure_row
-from train_judge import Judge
-from training import Ours, Recipe, Source, Start, Task, Training, start_of, without_dropout
+from training import Ours, Source, Start, Task, judge_of, start_of, training_of
 
 RESULTS = Path(__file__).resolve().parent / "results"
 MEAN_TARGET, LEAST_TARGET = 2.0, 1.2
@@ -111,14 +112,7 @@ TASKS = _tasks()
 
 def prepare_netwright(task: Task, start: Start) -> tuple[Ready, Any]:
     """One native call per step; the compiled step itself, too."""
-    training = Training(nw, Ours(), task, start)
-    compiled = nw.compile(training.model, loss=training.criterion, optimizer=training.optimizer)
-
-    def step() -> Any:
-        return compiled(training.x, training.next_labels())
-
-    first = training.found(step())
-    return Ready(step, lambda _: first), compiled
+    return prepare_compiled_step(training_of(nw, Ours(), task, start))
 
 
 def train_contest(
@@ -127,7 +121,7 @@ def train_contest(
     """One row: every framework's first step is judged, then steps are timed."""
     start = start_of(task)
     say(0, len(peers) + 3, "reference")
-    judge = Judge(task, start)
+    judge = judge_of(task, start)
     made: list[Any] = []
 
     def ours() -> Ready:

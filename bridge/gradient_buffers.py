@@ -46,12 +46,35 @@ class GradientBuffers:
         self.arrays = {path: arrays[path] for path in self.order}
         self.tensors = {GRAD + path: dispatch.wrap(a) for path, a in self.arrays.items()}
 
+    def buckets(self, size: int) -> list[tuple[str, ...]]:
+        """For each of the ``parts`` of all flat arrays, the paths that have memory in it."""
+        found = []
+        for flat in self.flat:
+            inside = [(p, a) for p, a in self.arrays.items() if a.dtype == flat.dtype]
+            starts = [a.__array_interface__["data"][0] for _, a in inside]
+            for part in parts(flat, size):
+                first = part.__array_interface__["data"][0]
+                end = first + part.nbytes
+                touched = [
+                    path
+                    for (path, a), start in zip(inside, starts, strict=True)
+                    if start < end and first < start + a.nbytes
+                ]
+                found.append(tuple(touched))
+        return found
+
     def fits(self, parameters: Mapping[str, Tensor]) -> bool:
         """Whether these are the gradients of such parameters."""
         return self.arrays.keys() == parameters.keys() and all(
             a.shape == parameters[p]._array.shape and a.dtype == parameters[p]._array.dtype
             for p, a in self.arrays.items()
         )
+
+
+def parts(array: np.ndarray, size: int) -> list[np.ndarray]:
+    """A flat array in pieces of ``size`` bytes, the last of which may be smaller."""
+    length = max(1, size // array.itemsize)
+    return [array[i : i + length] for i in range(0, array.size, length)]
 
 
 def ready_order(graph: Graph, paths: Iterable[str]) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from .step_program import Loss, check_arguments
 from .step_programs import StepPrograms
 from .step_settings import StepSettings
 from .step_variants import GradientVariant, UpdatingVariant
+
+BucketReady = Callable[[list[np.ndarray], int], None]
+"""Is told the flat arrays of gradients and the number of a bucket that is complete."""
 
 
 class StepHalves(StepSettings, StepPrograms):
@@ -53,14 +57,34 @@ class StepHalves(StepSettings, StepPrograms):
         ``grads``. Running statistics are updated. Raises RuntimeError if gradients of other
         parameters wait: some were frozen or thawed since.
         """
+        return self._gradients(args, kwargs)
+
+    def gradients_in_buckets(
+        self, bucket_bytes: int, ready: BucketReady, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """`gradients`, for those who begin with some while others are being computed.
+
+        ``ready(flat_grads, k)`` is called as soon as the bucket ``k`` has its gradients: the
+        ``k``-th piece of ``bucket_bytes`` of the arrays in ``flat_grads``. Buckets become ready in
+        order, and nothing is computed during the call. Under NETWRIGHT_DISABLE it is not called.
+        """
+        return self._gradients(args, kwargs, bucket_bytes, ready)
+
+    def _gradients(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        bucket_bytes: int | None = None,
+        ready: BucketReady | None = None,
+    ) -> Tensor:
         check_arguments(args)
         call = Call(args, kwargs)
         if settings.disabled():
             with uninterrupted():
                 return self._eager_gradients(call)
-        variant = self._gradient_variant(call, self._waiting)
+        variant = self._gradient_variant(call, self._waiting, bucket_bytes)
         with uninterrupted():
-            return self._run_gradients(variant, call)
+            return self._run_gradients(variant, call, ready)
 
     def update(self) -> None:
         """Clips the gradients in ``grads`` and lets the optimizer apply them; then none wait.
@@ -151,10 +175,13 @@ class StepHalves(StepSettings, StepPrograms):
                 self._run_update(update)
         return loss
 
-    def _run_gradients(self, variant: GradientVariant, call: Call) -> Tensor:
+    def _run_gradients(
+        self, variant: GradientVariant, call: Call, ready: BucketReady | None = None
+    ) -> Tensor:
         self._check_waiting(variant.buffers, variant.reached)
         numbers = variant.numbers(self.gradient_scale / self.accumulate)
-        results = variant.run(call.leaves, numbers)
+        tell = None if ready is None else partial(ready, variant.buffers.flat)
+        results = variant.run(call.leaves, numbers, tell)
         variant.state.committed()
         self._await(variant.buffers, variant.reached)
         return dispatch.wrap(results["out"])

@@ -103,10 +103,14 @@ class StepPrograms(Inspection):
                 self._tell(variant)
         return variant
 
-    def _gradient_variant(self, call: Call, waiting: GradientBuffers | None) -> GradientVariant:
-        """The program that replaces gradients or, if some are ``waiting``, adds to them."""
+    def _gradient_variant(
+        self, call: Call, waiting: GradientBuffers | None, bucket_bytes: int | None = None
+    ) -> GradientVariant:
+        """The program that replaces gradients or, if some are ``waiting``, adds to them.
+        bucket_bytes: size of the buckets between which it is cut; None for no cut."""
         add = waiting is not None
-        general = self._general(("gradients", add, tuple(self._parameter_groups())), call)
+        mode = ("gradients", add, bucket_bytes, tuple(self._parameter_groups()))
+        general = self._general(mode, call)
         variant: GradientVariant | None = find(self._variants, general, call)
         if variant is None:
             with self._compiling():
@@ -114,8 +118,12 @@ class StepPrograms(Inspection):
                 made = self._captured_step(call)
                 parameters = {path: p for path, (_, p) in groups.items()}
                 order = ready_order(made.traced.graph, parameters)
-                compiler.compile_gradients(made, set(groups), add, self._options)
-                variant = GradientVariant(made, self._buffers_for(parameters, order))
+                buffers = self._buffers_for(parameters, order)
+                buckets = [] if bucket_bytes is None else buffers.buckets(bucket_bytes)
+                compiler.compile_gradients(
+                    made, set(groups), add, self._options, groups=buckets
+                )
+                variant = GradientVariant(made, buffers)
                 self._lint_unreached(made, groups, variant.reached)
                 keep(self._variants, general, call, variant)
                 self._tell(variant)

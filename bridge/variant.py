@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import is_
 from typing import Any
 
@@ -139,9 +139,13 @@ class Variant:
         return {name: empty(kind, n) for name, kind in self.results.items()}
 
     def run(
-        self, leaves: Sequence[Tensor], numbers: Mapping[str, np.ndarray] | None = None
+        self,
+        leaves: Sequence[Tensor],
+        numbers: Mapping[str, np.ndarray] | None = None,
+        ready: Callable[[int], None] | None = None,
     ) -> dict[str, np.ndarray]:
-        """One run; the results by name. ``numbers`` are further inputs. What it wrote to state is
+        """One run; the results by name. ``numbers`` are further inputs, ``ready`` is told about
+        groups of updates (`Executable.run`). What it wrote to state is
         not counted as a modification yet (`State.committed`)."""
         n = self.batch(leaves)
         inputs = self.inputs(leaves)
@@ -149,7 +153,7 @@ class Variant:
             inputs.update(numbers)
         results = self.outputs(n)
         version = self.state.sync()
-        self.executable.run(n, inputs, results, version)
+        self.executable.run(n, inputs, results, version, ready)
         return results
 
     def assemble(self, tensors: dict[str, Tensor]) -> Any:

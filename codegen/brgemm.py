@@ -14,13 +14,15 @@ other libraries, which do the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Protocol, runtime_checkable
 
 from ..ir.types import DType
 from .emitter import Lane, VectorEmitter, scalar_type
+from .sizes import greatest, least
 from .target import Target
 from .text import Function, Loop
 
@@ -143,10 +145,19 @@ class Epilogue(Protocol):
         """Extra parameters of the micro-kernel: (type, name)."""
 
     def initial(self, e: VectorEmitter, tile: Tile) -> list[Lane | None]:
-        """What the accumulators of each column of vectors start from; None is zero."""
+        """What the accumulators start from, row by row, or one row if all start from the same;
+        None is zero."""
 
     def finish(self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]) -> None:
         """Stores the tile ``values[row][vector]``."""
+
+
+@runtime_checkable
+class Interleaved(Epilogue, Protocol):
+    """An epilogue with work for the time in which the tile is computed."""
+
+    def between(self, e: VectorEmitter, tile: Tile, row: str) -> None:
+        """Emits what to do for a row; called once per micro-kernel, in a loop over the rows."""
 
 
 def micro_kernel(
@@ -170,13 +181,21 @@ def micro_kernel(
     e = VectorEmitter(f, tile.lanes, tile.dtype)
     zero = e.constant(0.0, tile.dtype)
     start = [lane or zero for lane in epilogue.initial(e, tile)]
-    sums = [lane.text for _ in range(tile.rows) for lane in start]
+    sums = [lane.text for lane in start] * (tile.rows * tile.vectors // len(start))
     if tile.loops:
         product = _Product(f, e, tile)
-        if tile.blocked:
+        if isinstance(epilogue, Interleaved):
+            between = partial(epilogue.between, e, tile)
+            if len(tile.loops) == 1 and not tile.blocked:
+                sums = product.in_parts(sums, between)
+            else:
+                with f.loop(tile.rows) as loop:
+                    between(loop.index)
+                sums = product.in_blocks(sums) if tile.blocked else product.whole(sums)
+        elif tile.blocked:
             sums = product.in_blocks(sums)
         else:
-            sums = product.nest(tile.loops, "%a", "%b", sums)
+            sums = product.whole(sums)
     lanes = [Lane(text, tile.dtype) for text in sums]
     rows = [lanes[i * tile.vectors : (i + 1) * tile.vectors] for i in range(tile.rows)]
     epilogue.finish(e, tile, rows)
@@ -199,12 +218,33 @@ class _Product:
         self.straightest = _UNROLLED if tile.lanes * self.size > 16 else _UNROLLED // 2
         f.declare(f"declare {self.kind} @{self.fma}({', '.join([self.kind] * 3)})")
 
+    def whole(self, sums: list[str]) -> list[str]:
+        """The whole reduction in registers."""
+        return self.nest(self.tile.loops, "%a", "%b", sums)
+
     def in_blocks(self, start: list[str]) -> list[str]:
         """The whole reduction, in blocks that are added up in the memory at ``%sums``."""
         for k, value in enumerate(start):
             self.f.store(self.kind, value, self._at("%sums", k * self.tile.lanes), self.size)
         self._blocks(self.tile.loops, "%a", "%b")
         return [self._sum(k) for k in range(len(start))]
+
+    def in_parts(self, sums: list[str], between: Callable[[str], None]) -> list[str]:
+        """The whole reduction, which is one loop, in as many parts as the tile has rows;
+        ``between`` emits what comes before the part of a row."""
+        f, rows, loop = self.f, self.tile.rows, self.tile.loops[0]
+        size = f.emit(f"add i64 {loop.count}, {rows - 1}")
+        size = f.emit(f"udiv i64 {size}, {rows}")
+        with self._loop(rows, "%a", "%b", sums) as part:
+            a, b, *sums = part.carried
+            between(part.index)
+            start = f.emit(f"mul i64 {part.index}, {size}")
+            left = greatest(f, f.emit(f"sub i64 {loop.count}, {start}"), 0)
+            here = least(f, size, left)
+            inner = Reduction(str(here), loop.a_step, loop.b_step)
+            a, b, sums = self.innermost_from(inner, a, b, sums)
+            part.next = [a, b, *sums]
+        return part.results[2:]
 
     def _blocks(self, loops: Sequence[Reduction], a: str, b: str) -> None:
         """The loops around the blocks, and the blocks."""
@@ -278,6 +318,12 @@ class _Product:
 
     def innermost(self, loop: Reduction, a: str, b: str, sums: list[str]) -> list[str]:
         """The innermost loop, unrolled; the iterations that are left over follow."""
+        return self.innermost_from(loop, a, b, sums)[2]
+
+    def innermost_from(
+        self, loop: Reduction, a: str, b: str, sums: list[str]
+    ) -> tuple[str, str, list[str]]:
+        """``innermost``, with the addresses after it."""
         unroll = self._unroll(loop.count)
         block = Reduction(unroll, loop.a_step, loop.b_step)
         trips: int | str
@@ -293,12 +339,15 @@ class _Product:
             main.next = [self._at(a, step[0]), self._at(b, step[1]), *sums]
         a, b, *sums = main.results
         if isinstance(loop.count, int):
-            return self.straight([Reduction(rest, loop.a_step, loop.b_step)], a, b, sums)
+            return a, b, self.straight([Reduction(rest, loop.a_step, loop.b_step)], a, b, sums)
+        if unroll == 1:
+            return a, b, sums
         with self._loop(left, a, b, sums) as tail:
             a, b, *sums = tail.carried
             sums = self.step(a, b, (0, 0), sums)
             tail.next = [self._at(a, loop.a_step), self._at(b, loop.b_step), *sums]
-        return tail.results[2:]
+        a, b, *sums = tail.results
+        return a, b, sums
 
     def step(self, a: str, b: str, at: tuple[int, int], sums: list[str]) -> list[str]:
         """One index of the reduction: the outer product of a column of A and a row of B."""
@@ -348,15 +397,19 @@ class _Product:
     def _unroll(self, count: int | str) -> int:
         """Iterations per trip: a power of two, or a near divisor of the count.
 
-        More than four make the scheduler for AArch64 hold so many rows of B that it spills. With
-        AVX-512, two rows of B next to the largest tile leave no register for elements of A: LLVM
-        loads both first and spills sums, for some steps of A. One iteration is as fast.
+        More than four (two if four rows of B leave no registers for A) make the scheduler for
+        AArch64 hold so many rows of B that it spills. With AVX-512, two rows of B next to the
+        largest tile leave no register for elements of A: LLVM loads both first and spills sums, for
+        some steps of A. One iteration is as fast.
         """
         wide = self.tile.lanes * self.size == 64
         if wide and self.work + 2 * self.tile.vectors >= 32:
             return 1
+        most = min(4, _UNROLLED // self.work)
+        if self.tile.lanes * self.size == 16 and self.work + 4 * self.tile.vectors > 27:
+            most = min(most, 2)
         unroll = 1
-        while 2 * unroll * self.work <= _UNROLLED and unroll < 4:
+        while 2 * unroll <= most:
             unroll *= 2
         if isinstance(count, int):
             for near in (unroll, unroll - 1):

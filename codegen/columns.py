@@ -16,7 +16,7 @@ _ONE_TO_ONE = Columns(frozenset({0}), frozenset({0}))
 _CONVOLUTIONS = (
     "conv2d", "conv2d_packed", "conv2d_winograd", "conv2d_grad_input", "conv2d_grad_input_packed",
 )  # fmt: skip
-_PRODUCTS = ("linear", "linear_packed", "matmul_packed")
+_PRODUCTS = ("linear", "linear_packed", "linear_transposed", "matmul_packed")
 _POOLS = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
 
 

@@ -292,10 +292,10 @@ class _Writer:
         """
         spec = self.spec
         rows = spec.rows.phases
-        if len(rows) > 1 or rows[0].taps < 2 or self.epilogue.outputs[0] is not spec.dtype:
+        # The image keeps the sums.
+        keeps = self.epilogue.outputs[0] is spec.dtype and self.epilogue.pool is None
+        if len(rows) > 1 or rows[0].taps < 2 or not keeps:
             return False
-        if self.epilogue.pool is not None:
-            return False  # the result has no place for the sums of all pixels
         panel = spec.panel_elements * spec.dtype.itemsize
         return panel + self._bytes_read(self.block_rows) > self.target.l2
 
@@ -465,7 +465,8 @@ class _Writer:
         with f.loop(block.count, step=self.lines) as loop:
             line = f.element(a, self.scalar, times(f, loop.index, rows.advance * self.pitch))
             y = plus(f, times(f, plus(f, block.start, loop.index), rows.step), rows.first)
-            y = plus(f, times(f, block.image, self.stored[0]), quotient(f, y, self.window[0]))
+            y = quotient(f, y, self.window[0])
+            y = plus(f, times(f, block.image, self.stored[0]), y)
             row = plus(f, times(f, y, self.stored[1]), columns.first)
             self._tiles(line, b, row, block, tiles, rows, columns, epilogue, keep)
 

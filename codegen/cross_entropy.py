@@ -1,12 +1,13 @@
 """Cross entropy of logits (rows, classes) and class indices, and its gradient.
 
 No probabilities are stored: the forward kernel keeps a row's maximum and the sum of its
-exponentials, the gradient recomputes them. Sums over rows are float64 in row order, so they do
-not depend on the number of threads.
+exponentials, the gradient recomputes them, unless both are made in one sweep. Sums over rows are
+float64 in row order, so they do not depend on the number of threads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..ir.graph import Graph, Node
@@ -28,17 +29,15 @@ from .writer import (
     report_bad_index,
 )
 
-CROSS_ENTROPY = ("cross_entropy", "cross_entropy_grad")
-
 
 def emit_cross_entropy(node: Node, graph: Graph, target: Target) -> Kernel | None:
-    """A kernel for ``cross_entropy`` or ``cross_entropy_grad``.
+    """A kernel for ``cross_entropy``, ``cross_entropy_grad``, or both: ``cross_entropy_rows``.
 
     A label outside [0, classes) that is not ``ignore_index`` is reported in the status words and
     its row is treated as ignored.
     """
     w = KernelWriter("xent", node, graph, target)
-    grad = node.op == "cross_entropy_grad"
+    grad = node.op != "cross_entropy"
     logits = w.inputs[1 if grad else 0]
     classes = logits.shape[1]
     if logits.dtype not in (float32, float64) or not isinstance(classes, int) or classes == 0:
@@ -51,6 +50,16 @@ def emit_cross_entropy(node: Node, graph: Graph, target: Target) -> Kernel | Non
     else:
         tasks = loss.total()
     return w.finish(tasks, flops=numel(logits.shape))
+
+
+def emit_cross_entropy_total(node: Node, graph: Graph, target: Target) -> Kernel | None:
+    """A kernel for ``cross_entropy_total``: the reduction of what ``cross_entropy_rows`` leaves."""
+    w = KernelWriter("xent_total", node, graph, target)
+    losses = w.inputs[0]
+    if losses.dtype not in (float32, float64):
+        return None
+    loss = _CrossEntropy(w, losses.dtype, losses.shape[0], node.attrs["classes"], 0)
+    return w.finish(loss.total_of_rows(), flops=numel(losses.shape))
 
 
 @dataclass
@@ -73,10 +82,12 @@ class _CrossEntropy:
         self.weight = f"%in{self.first + 2}" if weighted else None
         attrs = self.w.node.attrs
         self.ignore: int = attrs["ignore_index"]
-        self.smoothing: float = attrs["label_smoothing"]
+        self.smoothing: float = attrs.get("label_smoothing", 0.0)
         self.reduction: str = attrs["reduction"]
+        self.with_losses = self.w.node.op == "cross_entropy_rows"
+        self.dx = "%out1" if self.with_losses else "%out0"
 
-    # -- the three kernels
+    # -- the kernels
 
     def losses(self) -> TaskCount:
         """One loss per row."""
@@ -89,13 +100,31 @@ class _CrossEntropy:
 
     def total(self) -> TaskCount:
         """The sum over the rows, or the mean over those that count, as one task."""
+        mass = self._weight_mass()
+        return self._total(lambda index: self._loss(index, mass))
+
+    def total_of_rows(self) -> TaskCount:
+        """`total` of losses that are there already."""
+
+        def loss(index: str) -> tuple[Lane, Lane]:
+            kind, scalar = memory_type(self.dtype), self.scalar
+            label, valid = self._label(index)
+            weight = scalar.constant(1, self.dtype)
+            if self.weight:
+                weight = scalar.load(self.fn.element(self.weight, kind, label), self.dtype)
+            found = scalar.load(self.fn.element(self.logits, kind, index), self.dtype)
+            return found, self._if(scalar, valid, weight)
+
+        return self._total(loss)
+
+    def _total(self, loss: Callable[[str], tuple[Lane, Lane]]) -> TaskCount:
+        """Sums what ``loss(row)`` gives: the loss and the weight of the row."""
         fn, wide = self.fn, self.wide
         zero = wide.constant(0, float64)
-        mass = self._weight_mass()
         with fn.loop("%end", "%begin"):
             carry = [("double", zero.text)] * 2
             with fn.loop(self.w.size(self.rows), carry=carry) as loop:
-                found = self._loss(loop.index, mass)
+                found = loss(loop.index)
                 loop.next = [
                     wide.add(Lane(old, float64), wide.cast(new, float64)).text
                     for old, new in zip(loop.carried, found, strict=True)
@@ -107,7 +136,8 @@ class _CrossEntropy:
         return TaskCount(1)
 
     def gradient(self) -> TaskCount:
-        """``scale ((1 - s) w[t] (p - onehot) + s / C (p sum(w) - w))`` per row."""
+        """``scale ((1 - s) w[t] (p - onehot) + s / C (p sum(w) - w))`` per row, and the losses if
+        they are wanted, from the same exponentials."""
         fn, scalar = self.fn, self.scalar
         scale = None if self.reduction == "none" else scalar.load("%in0", self.dtype)
         if self.reduction == "mean" and scale is not None:
@@ -124,7 +154,7 @@ class _CrossEntropy:
         kind = memory_type(dtype)
         label, valid = self._label(index, report=True)
         offset_of_row = times(fn, index, self.classes)
-        x, out = (fn.element(base, kind, offset_of_row) for base in (self.logits, "%out0"))
+        x, out = (fn.element(base, kind, offset_of_row) for base in (self.logits, self.dx))
         if scale is None:
             scale = scalar.load(fn.element("%in0", kind, index), dtype)
         direct = scale
@@ -137,7 +167,10 @@ class _CrossEntropy:
             smooth = scalar.mul(scale, scalar.constant(self.smoothing / self.classes, dtype))
             factor = scalar.fma(smooth, mass, direct)
         row = Row(e, self.classes)
-        _, total = exponentials(row, x, dtype, out)
+        top, total = exponentials(row, x, dtype, out)
+        if self.with_losses:
+            loss, _ = self._loss_of(row, x, label, valid, top, total, mass)
+            scalar.store(loss, fn.element("%out0", kind, index))
         factor = scalar.div(factor, scalar.cast(total, dtype))
         spread = e.splat(factor.text, dtype)
         offset = e.splat(smooth.text, dtype) if smooth else None
@@ -162,12 +195,19 @@ class _CrossEntropy:
 
     def _loss(self, index: str, mass: Lane | None) -> tuple[Lane, Lane]:
         """(loss of a row, weight of its class) as scalars; both 0 if the row does not count."""
+        label, valid = self._label(index, report=True)
+        kind, offset = memory_type(self.dtype), times(self.fn, index, self.classes)
+        x = self.fn.element(self.logits, kind, offset)
+        row = Row(self.e, self.classes)
+        top, total = exponentials(row, x, self.dtype, None)
+        return self._loss_of(row, x, label, valid, top, total, mass)
+
+    def _loss_of(
+        self, row: Row, x: str, label: str, valid: str, top: Lane, total: Lane, mass: Lane | None
+    ) -> tuple[Lane, Lane]:
+        """`_loss` of a row at ``x`` with its largest logit and the sum of its exponentials."""
         fn, e, scalar, dtype = self.fn, self.e, self.scalar, self.dtype
         kind = memory_type(dtype)
-        label, valid = self._label(index, report=True)
-        x = fn.element(self.logits, kind, times(fn, index, self.classes))
-        row = Row(e, self.classes)
-        top, total = exponentials(row, x, dtype, None)
         log = scalar.log(scalar.cast(total, dtype))
         picked = scalar.load(fn.element(x, kind, label), dtype)
         # -log p[t]; in this order the first difference is exact near the maximum

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..ir.graph import Graph, Node, Value
 from ..ir.ops.adaptive_pooling import is_row_mean
+from ..ir.ops.contraction import IN_PLACE_ANCHORS
 from ..ir.ops.record import get
 from ..ir.types import DType, Extent, TensorType, int64
 from .body import lower_node
@@ -81,10 +82,11 @@ class TileEpilogue:
     ``outputs`` are the dtypes of the results, all of the anchor's shape. ``bias`` is the number of
     the kernel's input with one element per column. ``results`` are the values of ``body`` that are
     stored; without a body the tile itself is stored. ``accumulate`` first adds the tile to what the
-    first output holds, if the last argument (see ``arguments``) says so. With ``pool``, rows of a
-    tile that have the same place in the result are a window, of which one element per column is
-    stored. With ``sums``, the sums over the rows of the first result are handed back to whoever
-    makes the tile (see ``finish_summed``).
+    first output holds, if the last argument (see ``arguments``) says so. ``in_place``: an output
+    may be the memory of a ``full`` operand, so each element is read before it is written, and
+    written once. With ``pool``, rows of a tile that have the same place in the result are a window,
+    of which one element per column is stored. With ``sums``, the sums over the rows of the first
+    result are handed back to whoever makes the tile (see ``finish_summed``).
     """
 
     outputs: tuple[DType, ...]
@@ -92,6 +94,7 @@ class TileEpilogue:
     accumulate: bool = False
     operands: tuple[Operand, ...] = ()
     body: Body | None = None
+    in_place: bool = False
     pool: WindowPool | None = None
     sums: bool = False
 
@@ -99,7 +102,7 @@ class TileEpilogue:
     def key(self) -> tuple[object, ...]:
         """What the code depends on."""
         body = self.body.key if self.body is not None else ""
-        tail = self.pool, self.sums
+        tail = self.in_place, self.pool, self.sums
         return self.outputs, self.bias, self.accumulate, self.operands, body, tail
 
     # -- in the kernel
@@ -155,9 +158,9 @@ class TileEpilogue:
             return [None] * tile.vectors
         start: list[Lane | None] = []
         for j in range(tile.vectors):
-            at = _offset(e.fn, "%bias", j * tile.lanes, tile.dtype)
-            bias = _load(e, at, tile.dtype, tile.active(j))
-            start.append(_only_if(e, "%begins", bias) if self.accumulate else bias)
+            at = offset(e.fn, "%bias", j * tile.lanes, tile.dtype)
+            bias = load(e, at, tile.dtype, tile.active(j))
+            start.append(only_if(e, "%begins", bias) if self.accumulate else bias)
         return start
 
     def _prefetch(self, e: VectorEmitter, tile: Tile) -> None:
@@ -177,7 +180,7 @@ class TileEpilogue:
         for base, dtype, write in streams:
             for start in tile.c_rows:
                 for column in range(0, tile.width, _LINE // dtype.itemsize):
-                    e.fn.prefetch(_offset(e.fn, base, start + column, dtype), write)
+                    e.fn.prefetch(offset(e.fn, base, start + column, dtype), write)
 
     def finish(self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]) -> None:
         if not self.in_memory(tile):
@@ -185,20 +188,28 @@ class TileEpilogue:
                 self.finish_column(e, tile, j, [row[j] for row in values])
             return
         self._keep(e, tile, values)
-        with e.fn.loop(tile.rows) as loop:
+        apart = (tile.c_rows[1] - tile.c_rows[0]) // tile.c_pitch
+        self.finish_rows(e, tile, _TILE, tile.rows, apart)
+
+    def finish_rows(
+        self, e: VectorEmitter, tile: Tile, source: str, rows: Size, apart: int = 1
+    ) -> None:
+        """Finishes ``rows`` rows of ``tile.vectors`` vectors each that are in memory at ``source``
+        and are ``apart`` rows of the result apart."""
+        with e.fn.loop(rows) as loop:
             for j in range(tile.vectors):
-                self._kept(e, tile, loop.index, j)
+                self._kept(e, tile, source, loop.index, apart, j)
 
     def finish_column(
         self, e: VectorEmitter, tile: Tile, j: int, values: list[Lane]
     ) -> list[Lane]:
         """Finishes one column of vectors: a value for each row of the tile. The elements of the
         first result, in the order in which they are stored."""
-        columns = self._columns(e, tile, j)
+        columns = self.columns(e, tile, j)
         if self.pool is not None:
             return self._windows(e, tile, j, values, columns, self.pool)
         return [
-            self._element(e, tile, start, start // tile.c_pitch, j, value, columns)
+            self.element(e, tile, start, start // tile.c_pitch, j, value, columns)
             for start, value in zip(tile.c_rows, values, strict=True)
         ]
 
@@ -208,13 +219,14 @@ class TileEpilogue:
         """Stores a tile whose body is applied in memory (see ``in_memory``); the sums over its rows
         of the first result, by column of vectors."""
         self._keep(e, tile, values)
+        apart = (tile.c_rows[1] - tile.c_rows[0]) // tile.c_pitch
         zero = e.constant(0.0, self.outputs[0])
         carry = [(e.type(zero.dtype), zero.text)]
         totals = []
         # One loop per column: the body's constants leave few registers for sums.
         for j in range(tile.vectors):
             with e.fn.loop(tile.rows, carry=carry) as loop:
-                value = self._kept(e, tile, loop.index, j)
+                value = self._kept(e, tile, _TILE, loop.index, apart, j)
                 loop.next = [e.add(Lane(loop.carried[0], zero.dtype), value).text]
             totals.append(Lane(loop.results[0], zero.dtype))
         return totals
@@ -241,20 +253,21 @@ class TileEpilogue:
         """Writes the tile to memory, where the long body is applied to it row by row."""
         for i, row in enumerate(values):
             for j, value in enumerate(row):
-                at = _offset(e.fn, _TILE, (i * tile.vectors + j) * tile.lanes, tile.dtype)
+                at = offset(e.fn, _TILE, (i * tile.vectors + j) * tile.lanes, tile.dtype)
                 e.store(value, at, tile.lanes * tile.dtype.itemsize)
 
-    def _kept(self, e: VectorEmitter, tile: Tile, row: str, j: int) -> Lane:
-        """Finishes a vector that ``_keep`` wrote."""
+    def _kept(
+        self, e: VectorEmitter, tile: Tile, source: str, row: str, apart: int, j: int
+    ) -> Lane:
+        """Finishes a vector that is in memory."""
         f, lanes = e.fn, tile.lanes
-        step = tile.c_rows[1] - tile.c_rows[0]
-        start = f.emit(f"mul nsw i64 {row}, {step}")
-        number = f.emit(f"mul nsw i64 {row}, {step // tile.c_pitch}")
+        start = f.emit(f"mul nsw i64 {row}, {apart * tile.c_pitch}")
+        number = f.emit(f"mul nsw i64 {row}, {apart}")
         line = f.emit(f"mul nsw i64 {row}, {tile.vectors * lanes}")
-        here = f.element(_TILE, memory_type(tile.dtype), line)
-        at = _offset(f, here, j * lanes, tile.dtype)
+        here = f.element(source, memory_type(tile.dtype), line)
+        at = offset(f, here, j * lanes, tile.dtype)
         value = e.load(at, tile.dtype, lanes * tile.dtype.itemsize)
-        return self._element(e, tile, start, number, j, value, self._columns(e, tile, j))
+        return self.element(e, tile, start, number, j, value, self.columns(e, tile, j))
 
     def in_memory(self, tile: Tile) -> bool:
         """Whether the body is applied in a loop over the rows instead of to each register."""
@@ -263,21 +276,21 @@ class TileEpilogue:
         steps = {b - a for a, b in zip(tile.c_rows, tile.c_rows[1:], strict=False)}
         return len(steps) == 1 and self.body.cost * tile.rows * tile.vectors > _INLINE_INSTRUCTIONS
 
-    def _columns(self, e: VectorEmitter, tile: Tile, j: int) -> dict[int, Any]:
+    def columns(self, e: VectorEmitter, tile: Tile, j: int) -> dict[int, Any]:
         """The operands that are the same for all rows."""
         found: dict[int, Any] = {}
         for k, operand in enumerate(self.operands):
             if operand.kind == "column":
-                at = _offset(e.fn, f"%e{k}", j * tile.lanes, operand.dtype)
-                found[k] = _load(e, at, operand.dtype, tile.active(j))
+                at = offset(e.fn, f"%e{k}", j * tile.lanes, operand.dtype)
+                found[k] = load(e, at, operand.dtype, tile.active(j))
             elif operand.kind == "scalar":
                 found[k] = e.load_splat(f"%e{k}", operand.dtype)
             elif operand.kind == "key":
-                offset = _offset(e.fn, f"%e{k}", 1, operand.dtype)
-                found[k] = tuple(e.load_splat(a, operand.dtype) for a in (f"%e{k}", offset))
+                second = offset(e.fn, f"%e{k}", 1, operand.dtype)
+                found[k] = tuple(e.load_splat(a, operand.dtype) for a in (f"%e{k}", second))
         return found
 
-    def _element(
+    def element(
         self,
         e: VectorEmitter,
         tile: Tile,
@@ -292,14 +305,14 @@ class TileEpilogue:
         f, active = e.fn, tile.active(j)
         if self.accumulate:
             at = _place(f, "%c0", start, j * tile.lanes, tile.dtype)
-            value = e.add(_only_if(e, "%keep", _load(e, at, tile.dtype, active)), value)
+            value = e.add(only_if(e, "%keep", load(e, at, tile.dtype, active)), value)
         results = [value]
         if self.body is not None:
             operands = dict(columns)
             for k, operand in enumerate(self.operands):
                 if operand.kind == "full":
                     at = _place(f, f"%e{k}", start, j * tile.lanes, operand.dtype)
-                    operands[k] = _load(e, at, operand.dtype, active)
+                    operands[k] = load(e, at, operand.dtype, active)
                 elif operand.kind == "row":
                     at = f.element(f"%e{k}", memory_type(operand.dtype), row)
                     operands[k] = e.load_splat(at, operand.dtype)
@@ -326,7 +339,7 @@ class TileEpilogue:
 _TILE = "%tile"
 
 
-def _only_if(e: VectorEmitter, mask: str, v: Lane) -> Lane:
+def only_if(e: VectorEmitter, mask: str, v: Lane) -> Lane:
     """``v`` if the i64 ``mask`` is -1, zeros (even for NaN) if it is 0."""
     f, bits = e.fn, e.bits(v)
     word = mask if bits.dtype is int64 else f.emit(f"trunc i64 {mask} to i32")
@@ -334,16 +347,16 @@ def _only_if(e: VectorEmitter, mask: str, v: Lane) -> Lane:
 
 
 def _place(f: Function, base: str, start: int | str, column: int, dtype: DType) -> str:
-    return _offset(f, f.element(base, memory_type(dtype), start), column, dtype)
+    return offset(f, f.element(base, memory_type(dtype), start), column, dtype)
 
 
-def _offset(f: Function, base: str, elements: int, dtype: DType) -> str:
+def offset(f: Function, base: str, elements: int, dtype: DType) -> str:
     if elements == 0:
         return base
     return f.emit(f"getelementptr inbounds i8, ptr {base}, i64 {elements * dtype.itemsize}")
 
 
-def _load(e: VectorEmitter, address: str, dtype: DType, active: str | None) -> Lane:
+def load(e: VectorEmitter, address: str, dtype: DType, active: str | None) -> Lane:
     return e.load(address, dtype) if active is None else e.load_masked(address, dtype, active)
 
 
@@ -455,6 +468,7 @@ def contraction_of(node: Node, operands: Sequence[TensorType]) -> Contraction | 
         sources[2] if len(sources) == 3 else None,
         operands=tuple(leaves.values()),
         body=Body(anchor.value, tuple(rest), tuple(leaves), results),
+        in_place=anchor.op in IN_PLACE_ANCHORS,
         pool=pool,
         sums=sums,
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from ..ir.types import Extent, numel
 from . import few_rows
-from .brgemm import MicroKernels, Reduction, Tile, halving_rows
+from .brgemm import Epilogue, MicroKernels, Reduction, Tile, halving_rows
 from .epilogue import ALL_ONES, TileEpilogue
 from .few_rows import FewRows
 from .gemm_blocking import LINE, Blocking, Gemm
@@ -37,7 +37,7 @@ def gemm_kernel(
     ``pointers`` are the kernel's parameters (``%in0``) of A and B; ``inputs`` is how many inputs
     the kernel has.
     """
-    return _GemmWriter(prefix, spec, epilogue, pointers, inputs, target).kernel()
+    return GemmWriter(prefix, spec, epilogue, pointers, inputs, target).kernel()
 
 
 def tile_heights(unit: int, rows: int, static: bool, remainder: int) -> list[int]:
@@ -52,7 +52,9 @@ def tile_heights(unit: int, rows: int, static: bool, remainder: int) -> list[int
     return sorted({largest, unit, remainder} - {0}, reverse=True)
 
 
-class _GemmWriter:
+class GemmWriter:
+    """Writes the kernel of a product."""
+
     def __init__(
         self,
         prefix: str,
@@ -70,6 +72,7 @@ class _GemmWriter:
         self.micro = MicroKernels(f"{self.symbol}_tile")
         self.lanes = target.lanes(spec.dtype)
         self.scalar = "float" if spec.dtype.itemsize == 4 else "double"
+        self.packs: list[Function] = []
         self.helpers: list[Function] = []
         self.blocking = Blocking(spec, target)
         self.scratch = self.blocking.scratch
@@ -96,12 +99,9 @@ class _GemmWriter:
             with f.when(few):
                 self._few_rows(m, tasks)
             stop = f.emit(f"select i1 {few}, i64 {first}, i64 {stop}")
-        line = _Line(first, stop, units, m, k)
-        if isinstance(spec.k, int) and not spec.blocked:
-            self._units(line, 0, spec.k, [(self.epilogue, "true")])
-        else:
-            self._blocks(line)
-        functions = [*self.helpers, *self.micro.functions, f]
+        line = Line(first, stop, units, m, k)
+        self._work(line)
+        functions = [*self.packs, *self.helpers, *self.micro.functions, f]
         return assembled(
             functions,
             TaskCount(tasks),
@@ -119,6 +119,14 @@ class _GemmWriter:
 
         writer = FewRows(self.f, self.spec, self.target, tile, self._private)
         writer.emit(rows, tasks, (self.a, self.b), self.epilogue, self.micro)
+
+    def _work(self, line: Line) -> None:
+        """All units of the range."""
+        spec = self.spec
+        if isinstance(spec.k, int) and not spec.blocked:
+            self._units(line, 0, spec.k, [(self.epilogue, "true")])
+        else:
+            self._blocks(line)
 
     def _vectors(self) -> tuple[int, int]:
         """Vectors per row of a panel, and of the last one."""
@@ -153,7 +161,7 @@ class _GemmWriter:
         start = plus(f, times(f, item, units), top)
         return plus(f, times(f, start, panels), found)
 
-    def _blocks(self, line: _Line) -> None:
+    def _blocks(self, line: Line) -> None:
         """All units for one block of the reduction after the other."""
         f, spec = self.f, self.spec
         middle = TileEpilogue((spec.dtype,), self.epilogue.bias, accumulate=True)
@@ -169,10 +177,10 @@ class _GemmWriter:
 
     def _units(
         self,
-        line: _Line,
+        line: Line,
         k: Size,
         count: Size,
-        epilogues: Sequence[tuple[TileEpilogue, str]],
+        epilogues: Sequence[tuple[Epilogue, str]],
     ) -> None:
         """All units of the range, for steps [k, k + count) of the reduction.
 
@@ -198,6 +206,7 @@ class _GemmWriter:
             b = f.element(self.b, self.scalar, self._offsets(item, line)[1])
             base = plus(f, times(f, item, line.m), top)
             end_of_chunk = plus(f, at, chunk)
+            here = Chunk(item, line, top, rows, quotient(f, at, height))
             run = f.fresh("run")
             with f.loop(end_of_chunk, start=at, step=run) as unit:
                 panel = quotient(f, unit.index, height)
@@ -208,18 +217,32 @@ class _GemmWriter:
                 end = least(f, rows, times(f, plus(f, offset, run), self.blocking.unit))
                 after = plus(f, unit.index, run)
                 more = f.emit(f"icmp slt i64 {after}, {end_of_chunk}")
-                later = self._later(b, k, quotient(f, at, height), quotient(f, after, height), more)
-                self._run(_Run(a, b, base, row, end, panel, later), k, count, epilogues)
+                following = Following(quotient(f, after, height), more)
+                part = Run(a, b, base, row, end, panel)
+                self._panel(part, here, following, k, count, epilogues)
+
+    def _panel(
+        self,
+        run: Run,
+        chunk: Chunk,
+        following: Following,
+        k: Size,
+        count: Size,
+        epilogues: Sequence[tuple[Epilogue, str]],
+    ) -> None:
+        """A run of units of one panel; what follows it in the chunk is ``following``."""
+        later = self._later(run.b, k, chunk.first, following)
+        self._run(replace(run, later=later), k, count, epilogues)
 
     def _tasks(self, work: Size) -> int:
         return max(1, min(MAX_TASKS, work)) if isinstance(work, int) else MAX_TASKS
 
     def _run(
         self,
-        run: _Run,
+        run: Run,
         k: Size,
         count: Size,
-        epilogues: Sequence[tuple[TileEpilogue, str]],
+        epilogues: Sequence[tuple[Epilogue, str]],
     ) -> None:
         """Rows [row, end) of one panel."""
         f, spec = self.f, self.spec
@@ -240,7 +263,7 @@ class _GemmWriter:
                     self._rows(run, b, count, width, epilogue, keep)
 
     def _block_of_a(
-        self, item: Size, line: _Line, top: Size, rows: Size, k: Size, count: Size
+        self, item: Size, line: Line, top: Size, rows: Size, k: Size, count: Size
     ) -> str:
         """The address of row ``top`` of A from step k on, or of a copy with short steps."""
         f, spec = self.f, self.spec
@@ -264,7 +287,7 @@ class _GemmWriter:
             )  # fmt: skip
         return copy
 
-    def _offsets(self, item: Size, line: _Line) -> tuple[Size, Size]:
+    def _offsets(self, item: Size, line: Line) -> tuple[Size, Size]:
         """Elements of A and B before the matrices of one product of the batch."""
         f, spec = self.f, self.spec
         m, k = line.m, line.k
@@ -291,8 +314,8 @@ class _GemmWriter:
 
     # -- one panel
 
-    def _later(self, b: str, k: Size, first: Size, following: Size, more: str) -> str:
-        """The address of what is packed next: panel ``following`` if there are ``more``, else the
+    def _later(self, b: str, k: Size, first: Size, following: Following) -> str:
+        """The address of what is packed next: the ``following`` panel if there is one, else the
         ``first`` one for the next block of the reduction. Empty if nothing is asked for ahead.
 
         Packing waits for memory. The operands of a weight gradient come from there, and each part
@@ -302,8 +325,9 @@ class _GemmWriter:
         packs = self.blocking.b_mode == "scratch" and spec.b == "rows"
         if not packs or spec.a_k == 1 or not spec.blocked:
             return ""
+        more = following.there
         row = f.emit(f"select i1 {more}, i64 {k}, i64 {plus(f, k, spec.block)}")
-        panel = f.emit(f"select i1 {more}, i64 {following}, i64 {first}")
+        panel = f.emit(f"select i1 {more}, i64 {following.panel}, i64 {first}")
         at = plus(f, times(f, row, spec.n), times(f, panel, spec.panel))
         return f.element(b, self.scalar, at)
 
@@ -317,7 +341,7 @@ class _GemmWriter:
             for at in range(0, min(spec.panel, spec.n) * spec.dtype.itemsize, LINE):
                 f.prefetch(f.element(here, "i8", at), level=2)
 
-    def _panel_of_b(self, run: _Run, k: Size, count: Size) -> str:
+    def _panel_of_b(self, run: Run, k: Size, count: Size) -> str:
         """The address of rows [k, k + count) of the panel, in ``self.blocking.b_mode``."""
         f, spec = self.f, self.spec
         if self.blocking.b_mode == "packed":
@@ -332,15 +356,15 @@ class _GemmWriter:
         steps = (spec.n, 1) if by_rows else (1, depth)
         source = PanelSource(spec.dtype, spec.n, spec.panel, spec.block, *steps)
         name = f"{self.symbol}_pack"
-        if not self.helpers:
-            self.helpers = pack_function(name, source, self.target)
+        if not self.packs:
+            self.packs = pack_function(name, source, self.target)
         matrix = f.element(run.b, self.scalar, times(f, k, spec.n if by_rows else 1))
         args = f"ptr %scratch, ptr {matrix}, i64 {run.panel}, i64 {count}"
         f.do(f"call void @{name}({args})")
         return "%scratch"
 
     def _rows(
-        self, run: _Run, b: str, count: Size, width: int, epilogue: TileEpilogue, keep: str
+        self, run: Run, b: str, count: Size, width: int, epilogue: Epilogue, keep: str
     ) -> None:
         """Tiles over the rows of the run."""
         f, spec = self.f, self.spec
@@ -358,17 +382,56 @@ class _GemmWriter:
                     number = quotient(f, minus(f, loop.index, run.row), heights[0])
                     self._ask(run.later, number, share, count)
                 a = f.element(run.a, self.scalar, times(f, loop.index, self.blocking.a_row))
-                args = [("ptr", a), ("ptr", b)]
-                at = plus(f, run.base, loop.index)
-                args += epilogue.arguments(f, at, column, spec.c_pitch, keep)
-                counts: tuple[str, ...] = ()
-                if spec.blocked:
-                    args.append(("i64", str(count)))
-                    counts = ("count",)
-                args += self._private(tile)
-                name = self.micro.name(tile, epilogue, counts)
-                f.do(f"call void @{name}({', '.join(f'{t} {v}' for t, v in args)})")
+                made, args = self._finish(tile, epilogue, run, row, loop.index, column, keep)
+                self._call(made, epilogue, a, b, args, count)
+            self._finished(tile, epilogue, run, row, loop.index, column)
             row = loop.index
+
+    def _finish(
+        self,
+        tile: Tile,
+        epilogue: Epilogue,
+        run: Run,
+        start: Size,
+        row: Size,
+        column: Size,
+        keep: str,
+    ) -> tuple[Tile, list[tuple[str, str]]]:
+        """The tile that begins at ``row`` of the run, in a loop from row ``start`` on, with the
+        places of its results; and the arguments of its epilogue."""
+        assert isinstance(epilogue, TileEpilogue)
+        at = plus(self.f, run.base, row)
+        return tile, epilogue.arguments(self.f, at, column, self.spec.c_pitch, keep)
+
+    def _finished(
+        self,
+        tile: Tile,
+        epilogue: Epilogue,
+        run: Run,
+        start: Size,
+        row: Size,
+        column: Size,
+    ) -> None:
+        """What follows the loop over tiles of one height, from row ``start`` to ``row``."""
+
+    def _call(
+        self,
+        tile: Tile,
+        epilogue: Epilogue,
+        a: str,
+        b: str,
+        arguments: Sequence[tuple[str, str]],
+        count: Size,
+    ) -> None:
+        """Calls the micro-kernel of a tile; ``arguments`` are those of the epilogue."""
+        args = [("ptr", a), ("ptr", b), *arguments]
+        counts: tuple[str, ...] = ()
+        if self.spec.blocked:
+            args.append(("i64", str(count)))
+            counts = ("count",)
+        args += self._private(tile)
+        name = self.micro.name(tile, epilogue, counts)
+        self.f.do(f"call void @{name}({', '.join(f'{t} {v}' for t, v in args)})")
 
     def _private(self, tile: Tile) -> list[tuple[str, str]]:
         """The last arguments of a micro-kernel."""
@@ -399,7 +462,7 @@ class _GemmWriter:
 
 
 @dataclass(frozen=True)
-class _Line:
+class Line:
     """Units [first, stop) of the work; how many units of rows there are; the extents m and k."""
 
     first: Size
@@ -410,9 +473,10 @@ class _Line:
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """Rows [row, end) of a block of A at ``a``, whose row 0 is row ``base`` of the result, and a
-    panel of the matrix B at ``b``. What is packed after that panel begins at ``later``."""
+    panel of the matrix B at ``b``. What is packed after that panel begins at ``later``, if that is
+    to be asked for."""
 
     a: str
     b: str
@@ -420,4 +484,23 @@ class _Run:
     row: Size
     end: Size
     panel: Size
-    later: str
+    later: str = ""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """``rows`` rows from row ``top`` of product ``item`` on, and some panels from ``first`` on."""
+
+    item: Size
+    line: Line
+    top: Size
+    rows: Size
+    first: Size
+
+
+@dataclass(frozen=True)
+class Following:
+    """The panel after one, if the condition ``there`` says that there is one."""
+
+    panel: Size
+    there: str

@@ -5,13 +5,27 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..ir.graph import Graph, Node
-from ..ir.types import Dim, TensorType, numel
+from ..ir.types import Dim, DType, TensorType, numel
 from .epilogue import Contraction, contraction_of
 from .gemm import gemm_kernel
-from .gemm_blocking import Gemm
+from .gemm_blocking import Gemm, is_one_block
 from .kernel import Kernel, traffic
+from .linear_transposed import TransposedLinear, is_faster, transposed_kernel
 from .packing import choose_panel
 from .target import Target
+from .updating_gemm import updating_gemm_kernel
+
+
+def linear_operator(rows: int, depth: int, outputs: int, dtype: DType, target: Target) -> str:
+    """The operator that is fastest for a linear layer whose weight changes in every call.
+
+    A pack that is a kernel of its own waits for nothing in a step: a thread packs while another one
+    finishes what comes before. For many rows, whole steps are faster with it, although the kernels
+    alone take longer.
+    """
+    if not is_one_block(rows, depth, dtype, target):
+        return "linear_packed"
+    return "linear_transposed" if is_faster(rows, depth, outputs, dtype, target) else "linear"
 
 
 def emit_matmul(node: Node, graph: Graph, target: Target) -> Kernel | None:
@@ -24,14 +38,31 @@ def emit_matmul(node: Node, graph: Graph, target: Target) -> Kernel | None:
     found = contraction_of(node, operands)
     if found is None or not found.result.dtype.is_float:
         return None
+    pointers = found.pointer(0), found.pointer(1)
+    moved = traffic([*operands, *node.types])
+    if found.op == "linear_transposed":
+        transposed = _transposed(found)
+        if transposed is None:
+            return None
+        kernel = transposed_kernel(transposed, found.epilogue, pointers, len(operands), target)
+        return replace(kernel, bytes=moved)
     spec = _spec(found, target)
     if spec is None:
         return None
-    if spec.blocked and found.epilogue.outputs[0] is not spec.dtype:
+    emit = updating_gemm_kernel if found.epilogue.in_place else gemm_kernel
+    if emit is gemm_kernel and spec.blocked and found.epilogue.outputs[0] is not spec.dtype:
         return None  # the first output holds the partial sums
-    pointers = found.pointer(0), found.pointer(1)
-    kernel = gemm_kernel(found.op, spec, found.epilogue, pointers, len(operands), target)
-    return replace(kernel, bytes=traffic([*operands, *node.types]))
+    kernel = emit(found.op, spec, found.epilogue, pointers, len(operands), target)
+    return replace(kernel, bytes=moved)
+
+
+def _transposed(found: Contraction) -> TransposedLinear | None:
+    x, w = found.operands[:2]
+    n, k = w.shape
+    if not isinstance(n, int) or not isinstance(k, int) or n < 1:
+        return None
+    pitches = int(x.pitch), int(found.pitch)  # type: ignore[arg-type]
+    return TransposedLinear(found.result.dtype, numel(x.shape[:-1]), n, k, *pitches)
 
 
 def _spec(found: Contraction, target: Target) -> Gemm | None:

@@ -6,13 +6,14 @@ after the other, the last panel filled up with zeros.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..ir.types import DType, TensorType
 from .brgemm import register_rows
 from .emitter import Lane, VectorEmitter, scalar_type
 from .kernel import Kernel, TaskCount, assembled, kernel_params, symbol_for
-from .sizes import least, minus, plus, quotient, remainder, times
+from .sizes import Size, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
 
@@ -83,7 +84,6 @@ def pack_function(symbol: str, source: PanelSource, target: Target) -> list[Func
     while source.panel % lanes:
         lanes //= 2
     by_rows = source.column_step == 1
-    name = f"nw_pack_{'rows' if by_rows else 'columns'}_{source.dtype.short}x{lanes}"
     params = [("ptr", "panel"), ("ptr", "matrix"), ("i64", "index"), ("i64", "inner")]
     f = Function(symbol, params, attributes="noinline nounwind")
     size = source.dtype.itemsize
@@ -96,14 +96,32 @@ def pack_function(symbol: str, source: PanelSource, target: Target) -> list[Func
         width, source.panel, "%inner", source.row_step if by_rows else source.column_step,
         source.outer, source.outer_step, source.outer_row, source.inner_row, source.first_row,
     )  # fmt: skip
-    args = ", ".join(["ptr %panel", f"ptr {first}", *(f"i64 {g}" for g in geometry)])
-    f.do(f"call void @{name}({args})")
-    return [f, _pack_panel(name, source.dtype, lanes, by_rows)]
+    return [f, call_pack(f, "%panel", first, geometry, source.dtype, lanes, by_rows)]
 
 
 _GEOMETRY = (
     "width", "pitch", "inner", "step", "outer", "outer_step", "outer_row", "inner_row", "first_row",
 )  # fmt: skip
+
+
+def call_pack(
+    f: Function,
+    panel: str,
+    first: str,
+    geometry: Sequence[Size],
+    dtype: DType,
+    lanes: int,
+    by_rows: bool,
+) -> Function:
+    """Calls the function that packs a panel to the address ``panel``; returns that function.
+
+    ``first`` is the address of the panel's first column in the source; ``geometry`` is what
+    `_pack_panel` describes.
+    """
+    name = f"nw_pack_{'rows' if by_rows else 'columns'}_{dtype.short}x{lanes}"
+    args = ", ".join([f"ptr {panel}", f"ptr {first}", *(f"i64 {g}" for g in geometry)])
+    f.do(f"call void @{name}({args})")
+    return _pack_panel(name, dtype, lanes, by_rows)
 
 
 def _pack_panel(symbol: str, dtype: DType, lanes: int, by_rows: bool) -> Function:

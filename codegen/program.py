@@ -14,7 +14,7 @@ until all threads have left, and it writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from ..ir.graph import Graph, Node, Value
@@ -83,7 +83,9 @@ class Program:
     """Everything that the runtime needs to link and run a graph.
 
     text: one LLVM module with all entries; slots: names of the pointers in the argument table;
-    prepare and run: segments in order; scratch_bytes: private memory per thread.
+    prepare and run: segments in order; ready: for each group of updates that `emit_program` was
+    given, the number of run segments after which it is written; scratch_bytes: private memory per
+    thread.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Program:
     slots: list[str] = field(default_factory=list)
     prepare: list[Segment] = field(default_factory=list)
     run: list[Segment] = field(default_factory=list)
+    ready: list[int] = field(default_factory=list)
     launches: list[Launch] = field(default_factory=list)
     fallbacks: list[Node] = field(default_factory=list)
     scratch_bytes: int = 0
@@ -99,9 +102,15 @@ class Program:
     prepared_bytes: int = 0
 
 
-def emit_program(graph: Graph, plan: Plan, target: Target) -> Program:
-    """The program of a graph with its memory plan."""
-    return _KernelEmitter(graph, plan, target).run()
+def emit_program(
+    graph: Graph, plan: Plan, target: Target, groups: Sequence[Collection[str]] = ()
+) -> Program:
+    """The program of a graph with its memory plan.
+
+    groups: paths of updates; the program is cut where all of a group and of those before it have
+    been written, so that the caller can go on with them meanwhile.
+    """
+    return _KernelEmitter(graph, plan, target, groups).run()
 
 
 class EntryEmitter:
@@ -132,8 +141,11 @@ class EntryEmitter:
     def done(self, fn: Function, touched: Touched) -> None:
         """Writes what an entry does after each step."""
 
-    def segments(self, phase: str, steps: Sequence[Step]) -> list[Segment]:
-        """Entries for the steps, cut where an operator has no kernel."""
+    def segments(
+        self, phase: str, steps: Sequence[Step], last: Sequence[int] = ()
+    ) -> list[Segment]:
+        """Entries for the steps, cut where an operator has no kernel and behind the steps with the
+        numbers ``last``, for each of which ``program.ready`` gets the number of segments."""
         segments: list[Segment] = []
         pending: list[tuple[Step, Launch | Move]] = []
 
@@ -144,13 +156,16 @@ class EntryEmitter:
                 segments.append(Native(name, tuple(what for _, what in pending)))
                 pending.clear()
 
-        for step in steps:
+        for number, step in enumerate(steps):
             what = self.launch_of(step, step.node, phase) if step.node else _move(step)
             if what is not None:
                 pending.append((step, what))
             elif step.node is not None:
                 flush()
                 segments.append(self._fallback(step.node, step))
+            if number in last:
+                flush()
+                self.program.ready += [len(segments)] * last.count(number)
         flush()
         return segments
 
@@ -252,8 +267,11 @@ class EntryEmitter:
 class _KernelEmitter(EntryEmitter):
     """Writes the kernels, too: one function for all equal ones."""
 
-    def __init__(self, graph: Graph, plan: Plan, target: Target) -> None:
+    def __init__(
+        self, graph: Graph, plan: Plan, target: Target, groups: Sequence[Collection[str]]
+    ) -> None:
         super().__init__(graph, plan, (STATUS, SCRATCH))
+        self.groups = groups
         self.plan = plan
         self.target = target
         self.kernels: dict[str, Kernel] = {}
@@ -274,7 +292,7 @@ class _KernelEmitter(EntryEmitter):
     def run(self) -> Program:
         program = self.program
         program.prepare = self.segments("prepare", self.plan.prepare)
-        program.run = self.segments("run", self.plan.steps)
+        program.run = self.segments("run", self.plan.steps, _last_writers(self.plan, self.groups))
         program.slots = list(self.slots)
         program.scratch_bytes = max(
             (-(-k.scratch_bytes // 64) * 64 for k in self.kernels.values()), default=0
@@ -297,6 +315,18 @@ ARRIVE = "call void @nw_arrive(ptr %ticket)"
 def _visible(kernel: Kernel) -> tuple[str, str]:
     """How the head of a kernel reads, and how it must for other modules to call it."""
     return f"define internal void @{kernel.symbol}(", f"define void @{kernel.symbol}("
+
+
+def _last_writers(plan: Plan, groups: Sequence[Collection[str]]) -> list[int]:
+    """For each group, the step after which its updates and those of earlier groups are written."""
+    writer = {
+        result.slot: number for number, step in enumerate(plan.steps) for result in step.results
+    }
+    found: list[int] = []
+    for group in groups:
+        numbers = [writer[slot] for path in group if (slot := "state:" + path) in writer]
+        found.append(max([*numbers, *found[-1:]], default=0))
+    return found
 
 
 def _move(step: Step) -> Move:

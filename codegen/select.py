@@ -12,7 +12,7 @@ from .attention_grad import emit_attention_grad
 from .batch_norm_parts import SUMS, emit_batch_norm_sums
 from .columns import check_columns
 from .convolution import emit_convolution
-from .cross_entropy import emit_cross_entropy
+from .cross_entropy import emit_cross_entropy, emit_cross_entropy_total
 from .elementwise import emit_elementwise
 from .indexing import emit_indexing
 from .kernel import Kernel
@@ -51,6 +51,8 @@ _BY_OP: dict[str, Emit] = {
     "attention_grad": emit_attention_grad,
     "cross_entropy": emit_cross_entropy,
     "cross_entropy_grad": emit_cross_entropy,
+    "cross_entropy_rows": emit_cross_entropy,
+    "cross_entropy_total": emit_cross_entropy_total,
     "pack_matrix": _emit_pack_matrix,
     "pack_conv": _emit_pack_conv,
     "pack_winograd": _emit_pack_winograd,

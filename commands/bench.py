@@ -12,13 +12,13 @@ from ..ir.columns import aligned
 from . import losses, model_file, model_inputs, timing
 from .failure import Failure, Misuse, require_compiler, user_code
 from .peers import command as peers
+from .peers.train_contest import RECIPES
 
 if TYPE_CHECKING:
     from ..frontend.nn.module import Module
     from ..frontend.tensor import Tensor
     from .compare import Comparison
 
-_LEARNING_RATE = 1e-3
 _HEADER = (
     "mode", "batch", "eager ms", "p90", "compiled ms", "p90", "speed-up", "first call",
     "break-even",
@@ -37,7 +37,17 @@ def add(subparsers: Any) -> None:
     model_file.add_argument(parser)
     model_inputs.add_argument(parser)
     model_inputs.add_batches_argument(parser)
-    losses.add_argument(parser, "time training steps (SGD with momentum), too, with this loss")
+    parser.add_argument(
+        "--train",
+        action="store_true",
+        help=f"time training steps, too, or with --peers instead; with --loss ({losses.DEFAULT})",
+    )
+    losses.add_argument(parser, "time training steps, too, with this loss")
+    parser.add_argument(
+        "--optimizer",
+        choices=list(RECIPES),
+        help="of training steps: sgd (with momentum), adam or adamw (sgd)",
+    )
     peers.add_arguments(parser)
     timing.add_argument(parser, 3.0)
     parser.add_argument("--json", action="store_true", help="machine-readable output")
@@ -47,6 +57,8 @@ def add(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Compares, times and prints."""
     require_compiler()
+    if options.optimizer and not (options.train or options.loss):
+        raise Misuse("--optimizer goes with training steps: add --train")
     batches = options.batches or [model_inputs.batch_of(options.inputs)]
     if options.peers is not None:
         return peers.run(options, batches)
@@ -95,8 +107,8 @@ def measure(options: argparse.Namespace, batches: list[int]) -> dict[str, Any]:
                 seconds = compiled._compilation(None).seconds
                 phases = {name: value * 1e3 for name, value in seconds.items()}
                 from_cache = jit.counters.compilations == compilations
-            if options.loss:
-                add_row("training", batch, _training(model, options.loss, inputs, options.seconds))
+            if options.train or options.loss:
+                add_row("training", batch, _training(model, options, inputs))
     return {
         "model": options.model,
         "inputs": [str(spec) for spec in options.inputs],
@@ -111,20 +123,23 @@ def measure(options: argparse.Namespace, batches: list[int]) -> dict[str, Any]:
     }
 
 
-def _training(model: Module, loss: str, inputs: Sequence[Tensor], seconds: float) -> Comparison:
+def _training(
+    model: Module, options: argparse.Namespace, inputs: Sequence[Tensor]
+) -> Comparison:
     """Training steps of two copies of a model."""
+    from .. import frontend
     from ..bridge.compile import compile as compile_model
-    from ..frontend import optim
     from .compare import compare_training
 
+    loss = options.loss or losses.DEFAULT
+    recipe = RECIPES[options.optimizer or "sgd"]
     criterion = losses.make_loss(loss)
     target = losses.make_target(loss, model(*inputs))
     eager_model, compiled_model = (copy.deepcopy(model).train() for _ in range(2))
     if not list(model.parameters()):
-        raise Failure("--loss: the model has no parameters to train")
+        raise Failure("--train: the model has no parameters to train")
     optimizers = [
-        optim.SGD(m.parameters(), lr=_LEARNING_RATE, momentum=0.9)
-        for m in (eager_model, compiled_model)
+        recipe.make(frontend, m.parameters()) for m in (eager_model, compiled_model)
     ]
     step = compile_model(compiled_model, loss=criterion, optimizer=optimizers[1])
 
@@ -135,7 +150,7 @@ def _training(model: Module, loss: str, inputs: Sequence[Tensor], seconds: float
         optimizers[0].step()
         return found
 
-    return compare_training(eager, step, [*inputs, target], seconds)
+    return compare_training(eager, step, [*inputs, target], options.seconds)
 
 
 def report(result: dict[str, Any]) -> str:

@@ -22,6 +22,8 @@ LOSSES = (
     "BCELoss",
     "BCEWithLogitsLoss",
 )
+DEFAULT = "CrossEntropyLoss"
+"""For training steps that are only timed."""
 _CLASSIFICATION = ("CrossEntropyLoss", "NLLLoss")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..bridge.gradient_buffers import parts
 from .process_group import Group
 
 _DOING = "the averaging of gradients"
@@ -47,6 +48,10 @@ class Bucket:
             ],
         )
 
+    def progress(self) -> None:
+        """Lets MPI go on with what was sent; it does nothing by itself between two calls."""
+        self._request.Test()
+
     def average(self) -> None:
         """Waits for the own slices, and starts to send their mean to all."""
         self._group.wait([self._request], _DOING)
@@ -70,16 +75,31 @@ class Averaging:
 
     def __init__(self, group: Group, bucket_bytes: int) -> None:
         self._group = group
-        self._bucket_bytes = bucket_bytes
+        self.bucket_bytes = bucket_bytes
         self._arrays: list[np.ndarray] = []
         self._buckets: list[Bucket] = []
+        self._sent = 0
+
+    def start(self, arrays: Sequence[np.ndarray], bucket: int) -> None:
+        """Sends the slices of a bucket ahead of the call. Buckets in order, as on all ranks: MPI
+        asks for the same order of collective operations everywhere."""
+        if self._group.size == 1:
+            return
+        buckets = self._buckets_of(arrays)
+        if bucket != self._sent:
+            raise ValueError(f"bucket {bucket} was started, expected {self._sent}")
+        buckets[bucket].send()
+        self._sent += 1
+        for sent in buckets[: self._sent]:
+            sent.progress()
 
     def __call__(self, arrays: Sequence[np.ndarray]) -> None:
         """Replaces every element by its mean over the ranks, with the same bits on all."""
         if self._group.size == 1:
             return
-        for bucket in self._buckets_of(arrays):
+        for bucket in self._buckets_of(arrays)[self._sent :]:
             bucket.send()
+        self._sent = 0
         for bucket in self._buckets:
             bucket.average()
         for bucket in self._buckets:
@@ -90,10 +110,8 @@ class Averaging:
         if not same or any(a is not b for a, b in zip(arrays, self._arrays, strict=True)):
             self._arrays = list(arrays)
             self._buckets = [
-                Bucket(self._group, part) for array in arrays for part in self._parts(array)
+                Bucket(self._group, part)
+                for array in arrays
+                for part in parts(array, self.bucket_bytes)
             ]
         return self._buckets
-
-    def _parts(self, array: np.ndarray) -> list[np.ndarray]:
-        length = max(1, self._bucket_bytes // array.itemsize)
-        return [array[i : i + length] for i in range(0, array.size, length)]

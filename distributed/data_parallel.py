@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..bridge.interrupts import uninterrupted
 from ..frontend.tensor import Tensor
@@ -31,7 +31,8 @@ class DataParallel:
 
     bucket_cap_mb: gradients travel in buckets of so many MiB. broadcast_buffers: before each call
     running statistics become those of rank 0. verify_every: after so many updates, and the first,
-    ``verify()`` runs; 0: never.
+    ``verify()`` runs; 0: never. overlap: whether buckets are sent during the backward pass, as soon
+    as it has finished them, which changes no bit; "auto": if the ranks run on several machines.
 
     ``init_process_group()`` is called if that has not been done. Raises RuntimeError if the models
     of the ranks differ.
@@ -43,6 +44,7 @@ class DataParallel:
         bucket_cap_mb: float = 25,
         broadcast_buffers: bool = True,
         verify_every: int = 1000,
+        overlap: bool | Literal["auto"] = "auto",
     ) -> None:
         from ..bridge.step import CompiledStep
 
@@ -55,6 +57,8 @@ class DataParallel:
             raise ValueError(f"bucket_cap_mb={bucket_cap_mb!r}: expected a size above 0")
         if verify_every < 0:
             raise ValueError(f"verify_every={verify_every!r}: expected a number of updates, or 0")
+        if overlap not in (True, False, "auto"):
+            raise ValueError(f"overlap={overlap!r}: expected True, False or 'auto'")
         if not is_initialized():
             init_process_group()
         self.step = step
@@ -63,6 +67,9 @@ class DataParallel:
         self.updates = 0
         self._group = current()
         self._averaging = Averaging(self._group, max(1, int(bucket_cap_mb * _MIB)))
+        if overlap == "auto":
+            overlap = self._group.spans_machines()
+        self.overlap = bool(overlap)
         if self._group.size > 1:
             check_same_model(self._group, {**self._parameters(), **self._buffers()})
             broadcast_tensors(self._group, self._parameters().values(), "DataParallel()")
@@ -74,7 +81,11 @@ class DataParallel:
         with uninterrupted():
             if self.broadcast_buffers:
                 self.sync_buffers()
-            loss = self.step.gradients(*args, **kwargs)
+            if self.overlap and self.step.accumulated + 1 >= self.step.accumulate:
+                size, start = self._averaging.bucket_bytes, self._averaging.start
+                loss = self.step.gradients_in_buckets(size, start, *args, **kwargs)
+            else:
+                loss = self.step.gradients(*args, **kwargs)
             if self.step.accumulated >= self.step.accumulate:
                 self.update()
         return loss

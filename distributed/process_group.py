@@ -55,6 +55,14 @@ class Group:
                 time.sleep(_PAUSE_SECONDS)
 
 
+    def spans_machines(self) -> bool:
+        """Whether the processes run on more than one machine; all ranks ask together."""
+        local = self.comm.Split_type(self.mpi.COMM_TYPE_SHARED)
+        size: int = local.Get_size()
+        local.Free()
+        return size < self.size
+
+
 _group: Group | None = None
 
 

@@ -251,6 +251,7 @@ def _attention_grad(attrs: Attrs, out: _Sizes, operands: Sequence[_Sizes]) -> in
 _MULTIPLY_ADDS: dict[str, Callable[[Attrs, _Sizes, Sequence[_Sizes]], int]] = {
     "linear": _per_feature,
     "linear_packed": _per_feature,
+    "linear_transposed": _per_feature,
     "matmul": _per_feature,
     "matmul_packed": _per_feature,
     "attention": _attention,

@@ -17,6 +17,7 @@ STATE = ("parameter", "buffer")
 CHECKED = (
     "cross_entropy",
     "cross_entropy_grad",
+    "cross_entropy_rows",
     "embedding",
     "embedding_grad",
     "gather",

@@ -10,8 +10,8 @@ After::
     %c: f32[N,14,14,16] = fused(%x, %w, %b) {kind="contraction"} { conv2d, relu, max_pool2d }
 
 The register tiles of the convolution (or the tiles of Winograd's algorithm) hold whole windows and
-store one element of each; pixels at the edge that are in no window are not computed. Code F501;
-F502 declines. Results have the same bits.
+store one element of each; pixels at the edge that are in no window are not computed. Code F601;
+F602 declines. Results have the same bits.
 
 Skips: an image that is used elsewhere, too, as in training, or is a result of the graph; windows
 that overlap, leave gaps, meet padding or are more than two pixels high or wide, which do not fit
@@ -52,12 +52,12 @@ def fuse_pooling(graph: Graph, ledger: Ledger | None = None) -> Graph:
         obstacle = _obstacle(graph, pool, producer, anchor)
         if obstacle:
             if ledger is not None:
-                ledger.declined(NAME, "F502", pool, obstacle)
+                ledger.declined(NAME, "F602", pool, obstacle)
             continue
         groups.append(Group((producer.name, pool.name), "contraction", producer.name))
         if ledger is not None:
             text = f"%{producer.name} stores the result of {pool.op} only"
-            ledger.did(NAME, "F501", pool, text)
+            ledger.did(NAME, "F601", pool, text)
     return build_regions(graph, groups)
 
 

@@ -15,10 +15,11 @@ which reads none, becomes ``conv2d_grad_weight_winograd`` where ``choose_gradien
 ``conv2d_grad_weight_parts`` and a ``sum`` over the parts where ``choose_parts`` does. A
 pack of a parameter is a function of state alone: in inference the runtime computes it when a
 parameter changes; a training step computes it once per step. Two users of one weight in one form
-share its pack. Code P101; P102 for the gradients of weights, P104 for those in parts.
+share its pack. Code P101; P102 for the gradients of weights, P105 for those in parts.
 
-A linear layer of few rows whose weight changes in every call packs its panels itself, next to their
-use (code P103, ``packs_itself``): a packed copy would go to memory and come back once.
+A linear layer whose weight changes in every call may do without a packed copy, which would go to
+memory and come back once. ``choose_linear`` chooses: the kernel of ``linear`` packs panels itself,
+next to their use (code P103); that of ``linear_transposed`` needs none (P104).
 
 Skips: convolutions that are not channels-last, which have no packed kernel; a region whose weight
 has another use inside of it; weights of symbolic size; Winograd for strides, dilations, groups and
@@ -45,8 +46,9 @@ convolution of stride 1 with ``size`` outputs, or 0 for the direct sum."""
 ChooseParts = Callable[[int, int, tuple[int, int], tuple[int, int]], int]
 """``(inputs, outputs, kernel, size)``: into how many parts of the batch the gradient of such a
 weight, of a convolution with ``size`` outputs, is cut; 0 leaves it whole."""
-PacksItself = Callable[[Extent, int, DType], bool]
-"""``(rows, depth, dtype)``: whether a product of so many rows packs each panel only once."""
+ChooseLinear = Callable[[Extent, int, int, DType], str]
+"""``(rows, depth, outputs, dtype)``: the operator that computes a linear layer whose weight changes
+in every call: ``linear_packed``, ``linear`` or ``linear_transposed``."""
 _PACKED = ("linear", "conv2d", "conv2d_grad_input")
 
 
@@ -75,40 +77,45 @@ def pack_weights(
     choices: Mapping[str, Choice] | None = None,
     choose_gradient_tile: ChooseTile | None = None,
     choose_parts: ChooseParts | None = None,
-    packs_itself: PacksItself | None = None,
+    choose_linear: ChooseLinear | None = None,
 ) -> Graph:
     """The graph with packed operands for linear and convolution kernels.
 
-    ``choices``, by the name of a node of the graph, overrule the first two functions.
+    ``choices``, by the name of a node of the graph, overrule the first two functions for weights
+    that are packed.
     """
-    left = _left(graph, packs_itself) if packs_itself is not None else set()
+    unpacked = _unpacked(graph, choose_linear) if choose_linear is not None else {}
     packer = _Packer(
         choose_panel, choose_tile or _direct, choose_gradient_tile or _direct,
-        choose_parts or _whole, ledger, dict(choices or {}), left,
+        choose_parts or _whole, ledger, dict(choices or {}), unpacked,
     )  # fmt: skip
     return rebuild(graph, packer.emit)
 
 
-def _left(graph: Graph, packs_itself: PacksItself) -> set[str]:
-    """The linear layers that pack their weights themselves: those of which nothing is prepared, and
-    that no other product could share a pack with."""
+def _unpacked(graph: Graph, choose: ChooseLinear) -> dict[str, str]:
+    """The operators of linear layers that read their weights in memory order, by the layer's name:
+    of which nothing is prepared, and that no other product could share a pack with."""
     users: dict[Value, list[Node]] = {}
     for node in graph.nodes:
         found = _anchor(node)
         if found is not None:
             users.setdefault(node.operands[found[1]], []).append(found[0])
     prepared = state_only(graph)
-    left = set()
+    unpacked = {}
     for node in graph.nodes:
         found = _anchor(node)
         if found is None or found[0].op != "linear":
             continue
         weight = node.operands[found[1]]
         kind, rows = graph.type(weight), numel(found[0].type.shape[:-1])
-        depth, alone = kind.shape[1], len(users[weight]) == 1 and weight.node not in prepared
-        if alone and isinstance(depth, int) and packs_itself(rows, depth, kind.dtype):
-            left.add(node.name)
-    return left
+        outputs, depth = kind.shape
+        alone = len(users[weight]) == 1 and weight.node not in prepared
+        if not alone or not isinstance(outputs, int) or not isinstance(depth, int):
+            continue
+        op = choose(rows, depth, outputs, kind.dtype)
+        if op != "linear_packed":
+            unpacked[node.name] = op
+    return unpacked
 
 
 def products(graph: Graph) -> Iterator[Product]:
@@ -196,7 +203,7 @@ class _Packer:
     choose_parts: ChooseParts
     ledger: Ledger | None
     choices: dict[str, Choice]
-    left: set[str]
+    unpacked: dict[str, str]
     packs: dict[tuple[Any, ...], Value] = field(default_factory=dict)
 
     def emit(self, new: Graph, node: Node, operands: list[Value]) -> tuple[Value, ...] | None:
@@ -206,11 +213,8 @@ class _Packer:
         if found is None:
             return None
         anchor, weight = found
-        if node.name in self.left and node.name not in self.choices:
-            if self.ledger is not None:
-                why = f"%{node.name} packs {operands[weight]} itself: it changes in every call"
-                self.ledger.declined(NAME, "P103", node, why)
-            return None
+        if node.name in self.unpacked:
+            return self._changing(new, node, operands, anchor, weight)
         form = self._form(node, anchor, new.type(operands[weight]).shape)
         if form is None:
             return None
@@ -219,8 +223,26 @@ class _Packer:
         if anchor is node:
             return add_like(new, node, form.op, operands, **form.attrs)
         kind = new.type(operands[weight])
-        packed = _packed_body(node.attrs["body"], anchor, form, kind)
+        packed = _packed_body(node.attrs["body"], anchor, form.op, form.attrs, kind)
         return add_like(new, node, "fused", operands, kind="contraction", body=packed)
+
+    def _changing(
+        self, new: Graph, node: Node, operands: list[Value], anchor: Node, weight: int
+    ) -> tuple[Value, ...] | None:
+        """A linear layer on a weight in memory order; None if its kernel packs it."""
+        op, value = self.unpacked[node.name], operands[weight]
+        if op == "linear":
+            if self.ledger is not None:
+                why = f"%{node.name} packs {value} itself: it changes in every call"
+                self.ledger.declined(NAME, "P103", node, why)
+            return None
+        if self.ledger is not None:
+            text = f"%{node.name} reads {value}, which changes in every call, as a left factor"
+            self.ledger.did(NAME, "P104", node, text)
+        if anchor is node:
+            return add_like(new, node, op, operands)
+        body = _packed_body(node.attrs["body"], anchor, op, {}, new.type(value))
+        return add_like(new, node, "fused", operands, kind="contraction", body=body)
 
     def _weight_gradient(
         self, new: Graph, node: Node, operands: list[Value]
@@ -241,7 +263,7 @@ class _Packer:
         parts = self.choose_parts(inputs, outputs, kernel, (height, width))
         if attrs["groups"] > 1 or not parts:
             return None
-        self._did("P104", node, f"in {parts} parts of the batch, which are then added")
+        self._did("P105", node, f"in {parts} parts of the batch, which are then added")
         op, name = "conv2d_grad_weight_parts", f"{node.name}_parts"
         found = new.add(op, *operands, name=name, source=node.source, parts=parts, **attrs)
         return add_like(new, node, "sum", [found], dims=(0,), keepdim=False)
@@ -315,14 +337,15 @@ class _Packer:
         return Choice(panel, self.choose_tile(inputs, outputs, (size[0], size[1]), dtype))
 
 
-def _packed_body(body: Graph, anchor: Node, form: _Form, kind: Any) -> Graph:
+def _packed_body(body: Graph, anchor: Node, op: str, attrs: dict[str, Any], kind: Any) -> Graph:
+    """The body with operator ``op`` in place of the anchor, on a weight of type ``kind``."""
     weight = body.node(anchor.operands[1])
 
     def emit(inner: Graph, part: Node, operands: list[Value]) -> tuple[Value, ...] | None:
         if part.name == weight.name:
             return add_like(inner, part, "input", [], path=part.attrs["path"], type=kind)
         if part.name == anchor.name:
-            return add_like(inner, part, form.op, operands, **form.attrs)
+            return add_like(inner, part, op, operands, **attrs)
         return None
 
     return rebuild(body, emit)

@@ -26,7 +26,7 @@ WORTH_A_THREAD = 10_000
 """A program of fewer nanoseconds of work runs on the caller alone: waking the others costs it a few
 microseconds, and they come 50 to 60 us later."""
 
-INDEXED = ("cross_entropy", "embedding", "gather")
+INDEXED = ("cross_entropy", "cross_entropy_rows", "embedding", "gather")
 """Operators whose kernels check indices or labels."""
 
 Repeat = Callable[[Sequence[object]], np.ndarray | None]
@@ -97,12 +97,15 @@ class Executable:
         inputs: Mapping[str, np.ndarray],
         outputs: Mapping[str, np.ndarray],
         version: object = None,
+        ready: Callable[[int], None] | None = None,
     ) -> None:
         """One call: reads ``inputs`` and state, writes ``outputs`` and updated state.
 
         All arrays are C-contiguous and of the graph's types at batch size ``n``. What depends on
         state alone is computed again when ``version`` differs from the last call's (or is None).
-        Raises IndexError if a kernel met a label or index out of range; state is unchanged then.
+        ready: is called with the number of each group of updates (`emit_program`) between two
+        segments, as soon as the group is written; not after a bad index. Raises IndexError if a
+        kernel met a label or index out of range; state is unchanged then.
         """
         with self._lock:
             available = settings.num_threads()
@@ -117,7 +120,7 @@ class Executable:
                 self._prepared_for = version
             threads = 1 if self._short(n) else available
             if self._recorder is None:
-                self._run_segments(self._run, n, threads)
+                self._run_segments(self._run, n, threads, ready)
             else:
                 self._recorder(n, threads)
             if self._status[0]:
@@ -208,12 +211,23 @@ class Executable:
 
         return [self.library.address(s.entry) if isinstance(s, Native) else s for s in segments]
 
-    def _run_segments(self, segments: Sequence[int | Fallback], n: int, threads: int) -> None:
-        for segment in segments:
+    def _run_segments(
+        self,
+        segments: Sequence[int | Fallback],
+        n: int,
+        threads: int,
+        ready: Callable[[int], None] | None = None,
+    ) -> None:
+        group, ends = 0, self.program.ready if ready else []
+        for done, segment in enumerate(segments, start=1):
             if isinstance(segment, int):
                 pool.run(segment, self.table_address, n, threads)
             else:
                 self.run_fallback(segment, n)
+            while group < len(ends) and ends[group] <= done and not self._status[0]:
+                assert ready is not None
+                ready(group)
+                group += 1
 
     def run_fallback(self, segment: Fallback, n: int) -> None:
         """Runs an operator without a kernel, unless it would change state after a bad index."""

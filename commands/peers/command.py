@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...ir.columns import aligned
 from ...runtime import settings
-from .. import model_file, model_inputs
+from .. import losses, model_file, model_inputs
 from ..failure import Failure, Misuse, user_code
 from ..progress import Progress
 from ..text import counts
-from .contest import NETWRIGHT, contest
+from . import train_contest
+from .contest import NETWRIGHT, Say, contest
 from .peer import PEERS, Peer, versions
+from .training import without_dropout
+
+if TYPE_CHECKING:
+    from ...frontend.nn.module import Module
 
 _HEADER = ("runtime", "median ms", "q1", "q3", "x netwright", "error", "set-up s")
 
@@ -38,8 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=list(PEERS),
         type=parse_peers,
         metavar="NAME[,NAME...]",
-        help="compare with other runtimes instead of with eager execution, inference only: all "
-        f"that are installed, or those named, of {', '.join(PEERS)}",
+        help="compare with other runtimes instead of with eager execution: all that are "
+        f"installed, or those named, of {', '.join(PEERS)}; with --train, of "
+        f"{', '.join(train_contest.PEERS)} (not JAX, to which there is no export)",
     )
     parser.add_argument(
         "--threads",
@@ -51,8 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, batches: list[int]) -> int:
     """Compares, times and prints."""
-    if options.loss:
-        raise Misuse("--loss: the peers are compared in inference only; leave --loss or --peers")
+    if options.loss and not options.train:
+        raise Misuse(
+            "--loss: with --peers, inference is compared or, with --train, training; leave --loss "
+            "out or add --train"
+        )
     threads = options.threads or [settings.num_threads()]
     result = measure(options, batches, threads)
     print(json.dumps(result, indent=1) if options.json else report(result))
@@ -68,15 +78,22 @@ def measure(
     from ...runtime import probe
     from ..machine import isa_name
 
-    if not any(PEERS[name].version() for name in options.peers):
-        wanted = ", ".join(PEERS[name].title for name in options.peers)
+    names, known = _chosen(options)
+    if not any(known[name].version() for name in names):
+        wanted = ", ".join(known[name].title for name in names)
         raise Failure(
             f"none of {wanted} is installed; pip install 'netwright[bench]' brings ONNX Runtime "
             "and OpenVINO, 'netwright[torch]' PyTorch"
         )
     model, file = model_file.load_model(options.model)
     compiled = compile_model(model.eval())
-    rows = []
+    rows: list[dict[str, Any]] = []
+
+    def compete(inputs: list[Any], count: int, say: Say) -> dict[str, Any]:
+        if options.train:
+            return _train(model, inputs, options, names, count, say)
+        return contest(compiled, inputs, names, count, options.seconds, say)
+
     with user_code(options.model, file):
         for batch in batches:
             specs = model_inputs.with_batch(options.inputs, batch)
@@ -84,10 +101,8 @@ def measure(
             for count in threads:
                 label = f"batch {batch}, {threads_text(count)}:"
                 with Display(label) as display:
-                    row = contest(
-                        compiled, inputs, options.peers, count, options.seconds, display.say
-                    )
-                    display.result = verdict(row)
+                    row = compete(inputs, count, display.say)
+                    display.result = verdict(row, known)
                 rows.append({"batch": batch, **row})
     return {
         "model": options.model,
@@ -95,9 +110,55 @@ def measure(
         "cpu": probe.cpu_model(),
         "isa": isa_name(host()),
         "versions": versions(),
-        "fallbacks": compiled.fallbacks,
+        **_mode(options, compiled.fallbacks if not options.train else rows[0]["fallbacks"]),
         "rows": rows,
     }
+
+
+def _chosen(options: argparse.Namespace) -> tuple[list[str], Mapping[str, Peer]]:
+    """The peers that the options ask for, of which ones. Misuse for those that do not train."""
+    if not options.train:
+        return options.peers, PEERS
+    known = train_contest.PEERS
+    if options.peers == list(PEERS):
+        return list(known), known
+    others = [PEERS[name].title for name in options.peers if name not in known]
+    if others:
+        raise Misuse(
+            f"--peers: {', '.join(others)} cannot train; with --train, the peers are "
+            f"{', '.join(known)}"
+        )
+    return options.peers, known
+
+
+def _train(
+    model: Module,
+    inputs: list[Any],
+    options: argparse.Namespace,
+    names: list[str],
+    threads: int,
+    say: Say,
+) -> dict[str, Any]:
+    """A row of training steps."""
+    return train_contest.contest(
+        without_dropout(copy.deepcopy(model).train()),
+        inputs,
+        options.loss or losses.DEFAULT,
+        train_contest.RECIPES[options.optimizer or "sgd"],
+        names,
+        threads,
+        options.seconds,
+        say,
+    )
+
+
+def _mode(options: argparse.Namespace, fallbacks: int) -> dict[str, Any]:
+    """What was timed, as JSON."""
+    if not options.train:
+        return {"fallbacks": fallbacks}
+    recipe = train_contest.RECIPES[options.optimizer or "sgd"]
+    training = {"loss": options.loss or losses.DEFAULT, "optimizer": recipe.title}
+    return {"fallbacks": fallbacks, "training": training}
 
 
 class Display:
@@ -144,6 +205,12 @@ def report(result: dict[str, Any]) -> str:
         f"{result['cpu']}, {result['isa']}",
         ", ".join(f"{name} {version}" for name, version in result["versions"].items()),
     ]
+    if "training" in result:
+        training = result["training"]
+        lines.append(
+            f"training steps: {training['loss']}, {training['optimizer']}; dropout is 0; errors "
+            "are those of the gradients"
+        )
     if result["fallbacks"]:
         lines.append(f"{result['fallbacks']} operators run through numpy (no native kernel yet)")
     for row in result["rows"]:

@@ -11,11 +11,12 @@ import numpy as np
 from ..failure import Failure, Misuse
 
 if TYPE_CHECKING:
+    from ...bridge.step import CompiledStep
     from ...frontend.nn.module import Module
 
 CHECKPOINT = "checkpoint.npz"
 _KIND = "netwright train"
-_VERSION = 1
+_VERSION = 2
 
 
 def seed(number: int) -> None:
@@ -45,6 +46,12 @@ def restore_random_state(state: dict[str, Any]) -> None:
     set_rng_state(state["netwright"])
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
+
+
+def waiting(step: CompiledStep) -> dict[str, Any]:
+    """This process's gradients that wait for an update, by the keys of a step's state."""
+    state = step.state_dict()
+    return {key: state[key] for key in ("accumulated", "gradients")}
 
 
 def save(folder: Path, content: dict[str, Any]) -> None:

@@ -78,9 +78,16 @@ class Training:
         if saved is not None:
             self._check_fits(saved)
             checkpoint.load_weights(model, saved, folder)
-        self.schedule = make_schedule(self.optimizer, settings, self.steps_per_epoch)
-        step = compile_model(model.train(), loss=self.criterion, optimizer=self.optimizer)
-        self.step = team.shared(step)
+        updates = math.ceil(self.steps_per_epoch / settings.accumulate)
+        self.schedule = make_schedule(self.optimizer, settings, updates)
+        self._compiled = compile_model(
+            model.train(),
+            loss=self.criterion,
+            optimizer=self.optimizer,
+            clip_grad_norm=settings.clip_grad_norm,
+            clip_grad_value=settings.clip_grad_value,
+        )
+        self.step = team.shared(self._compiled)
         self.epochs: list[Epoch] = []
         self.losses: list[float] = []
         self.done = 0
@@ -126,9 +133,11 @@ class Training:
         loader = DataLoader(self.data.train, batch_sampler=self._batches()[self.done :])
         start = time.perf_counter()
         for batch in self._read(loader, lambda: self.team.largest(interruption.signal)):
+            self._compiled.accumulate = self._batches_of_update()
             with user_code("a training step", self.file):
                 loss = self.step(*batch).item()
-            self.schedule.step()
+            if not self._compiled.accumulated:
+                self.schedule.step()
             self.done += 1
             start = self._count_step(loss, len(batch[-1]), start)
             bar.update(self.done, self._text(loss))
@@ -200,6 +209,7 @@ class Training:
     def save(self) -> None:
         """Writes checkpoint and history (on rank 0; every rank takes part)."""
         random = self.team.gathered(checkpoint.random_state())
+        waiting = self.team.gathered(checkpoint.waiting(self._compiled))
         if self.team.rank:
             return
         content = {
@@ -209,6 +219,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "random": random,
+            "waiting": waiting,
             "done": self.done,
             "sums": asdict(self._sums),
             "losses": np.array(self.losses),
@@ -230,13 +241,16 @@ class Training:
             )
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(saved["optimizer"])  # has the rate that the schedule set
+        random, waiting = (saved[key][self.team.rank] for key in ("random", "waiting"))
+        # The optimizer's state has the rate that the schedule set.
+        parts = {"model": saved["model"], "optimizer": saved["optimizer"]}
+        self._compiled.load_state_dict({**parts, "rng": random["netwright"], **waiting})
         self.schedule.load_state_dict(saved["schedule"])
         self.epochs = [Epoch(**row) for row in saved["epochs"]]
         self.losses = saved["losses"].tolist()
         self.done = saved["done"]
         self._sums = _Sums(**saved["sums"])
-        checkpoint.restore_random_state(saved["random"][self.team.rank])
+        checkpoint.restore_random_state(random)
 
     # -- details -------------------------------------------------------------------------------
 
@@ -246,7 +260,23 @@ class Training:
         order, size = list(self.sampler), self.settings.batch_size
         return [order[i * size : (i + 1) * size] for i in range(self.steps_per_epoch)]
 
+    def _batches_of_update(self) -> int:
+        """How many batches the update has that the present one belongs to: those that an epoch
+        has left over make an update of their own, so that it never crosses the epoch's end."""
+        size = self.settings.accumulate
+        return min(size, self.steps_per_epoch - self.done // size * size)
+
     def _steps_per_epoch(self) -> int:
+        steps = self._batches_per_epoch()
+        if self.settings.accumulate > steps:
+            raise Misuse(
+                f"--accumulate {self.settings.accumulate}: an epoch has {steps} batch(es) "
+                f"({len(self.sampler)} samples, --batch-size {self.settings.batch_size}), and the "
+                "last update of an epoch takes what is left; use at most as many"
+            )
+        return steps
+
+    def _batches_per_epoch(self) -> int:
         from ...frontend.nn import BatchNorm1d
 
         samples, size = len(self.sampler), self.settings.batch_size

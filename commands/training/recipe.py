@@ -44,29 +44,29 @@ def make_optimizer(model: Module, settings: Settings) -> Optimizer:
     return kind(parameters, **options)
 
 
-def make_schedule(optimizer: Optimizer, settings: Settings, steps_per_epoch: int) -> LambdaLR:
-    """A schedule to be stepped after every step."""
+def make_schedule(optimizer: Optimizer, settings: Settings, updates_per_epoch: int) -> LambdaLR:
+    """A schedule to be stepped after every update."""
     from ...frontend.optim.lr_scheduler import LambdaLR
 
-    return LambdaLR(optimizer, rate_factor(settings, steps_per_epoch))
+    return LambdaLR(optimizer, rate_factor(settings, updates_per_epoch))
 
 
-def rate_factor(settings: Settings, steps_per_epoch: int) -> Callable[[int], float]:
-    """What the learning rate is multiplied with after so many steps; it does not depend on the
+def rate_factor(settings: Settings, updates_per_epoch: int) -> Callable[[int], float]:
+    """What the learning rate is multiplied with after so many updates; it does not depend on the
     way there, so that a resumed run has the same rates."""
-    total = settings.epochs * steps_per_epoch
-    climb = settings.warmup * steps_per_epoch
+    total = settings.epochs * updates_per_epoch
+    climb = settings.warmup * updates_per_epoch
 
-    def factor(step: int) -> float:
-        if step + 1 < climb:
-            return (step + 1) / climb
-        passed = min(max(step - climb, 0.0) / (total - climb), 1.0)
+    def factor(update: int) -> float:
+        if update + 1 < climb:
+            return (update + 1) / climb
+        passed = min(max(update - climb, 0.0) / (total - climb), 1.0)
         if settings.schedule == "cosine":
             return (1 + math.cos(math.pi * passed)) / 2
         if settings.schedule == "linear":
             return 1 - passed
         if settings.schedule == "step":
-            return settings.gamma ** (step // (settings.step_size * steps_per_epoch))
+            return settings.gamma ** (update // (settings.step_size * updates_per_epoch))
         return 1.0
 
     return factor

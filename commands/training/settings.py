@@ -20,6 +20,9 @@ _DEFAULTS: dict[str, Any] = {
     "epochs": 10,
     "batch_size": 64,
     "drop_last": False,
+    "accumulate": 1,
+    "clip_grad_norm": None,
+    "clip_grad_value": None,
     "optimizer": "adam",
     "schedule": "cosine",
     "warmup": 0.0,
@@ -40,7 +43,8 @@ _ENDLESS = ("step", "none")
 class Settings:
     """Everything that determines the weights, besides model, data and netwright itself.
 
-    warmup, step_size: in epochs. loss: None until the data has told.
+    accumulate: batches per update. clip_grad_norm, clip_grad_value: None for no limit. warmup,
+    step_size: in epochs. loss: None until the data has told.
     """
 
     data: str
@@ -48,6 +52,9 @@ class Settings:
     epochs: int
     batch_size: int
     drop_last: bool
+    accumulate: int
+    clip_grad_norm: float | None
+    clip_grad_value: float | None
     optimizer: str
     lr: float
     momentum: float
@@ -87,6 +94,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_const",
         const=True,
         help="leave out a last batch that is smaller",
+    )
+    add(
+        "--accumulate",
+        type=_count(1),
+        metavar="K",
+        help="batches per update, which takes the gradient of the mean of their losses (1)",
+    )
+    add(
+        "--clip-grad-norm",
+        type=_number(above=0),
+        metavar="X",
+        help="scale the gradients of an update down to this norm over all parameters (no limit)",
+    )
+    add(
+        "--clip-grad-value",
+        type=_number(above=0),
+        metavar="X",
+        help="limit each element of the gradients of an update to [-X, X] (no limit)",
     )
     add("--optimizer", choices=OPTIMIZERS, help="sgd, adam or adamw (adam)")
     add("--lr", type=_number(above=0), help="learning rate (sgd 0.05, adam and adamw 0.001)")

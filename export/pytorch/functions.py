@@ -68,7 +68,7 @@ FUNCTIONS: dict[str, Function] = {
     "isnan": torch.isnan,
     "where": torch.where,
     "cast": lambda x, *, dtype: x.to(DTYPES[dtype]),
-    "detach": lambda x: x,
+    "detach": lambda x: x.detach(),
     # activations
     "relu": F.relu,
     "relu6": F.relu6,
@@ -90,7 +90,7 @@ FUNCTIONS: dict[str, Function] = {
     "permute": lambda x, *, dims: x.permute(dims),
     "broadcast_to": lambda x, *, shape: x.expand(shape),
     "cat": lambda *xs, dim: torch.cat(xs, dim),
-    "embedding": lambda idx, w, *, padding_idx: F.embedding(idx, w),
+    "embedding": lambda idx, w, *, padding_idx: F.embedding(idx, w, padding_idx),
     "gather": lambda x, idx, *, dim: torch.gather(x, dim, idx),
     "extent": lambda *, size, dtype: size,
     "argmax": lambda x, *, dim, keepdim: torch.argmax(x, dim, keepdim),

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import fx
 
 from ...errors import UnsupportedError
@@ -19,30 +20,36 @@ from ...ir.graph import SOURCE_OPS, Graph, Node, Value
 from ...ir.types import Dim, float32
 from ...passes.eliminate_dead_code import eliminate_dead_code
 from .functions import FUNCTIONS, TYPED
+from .updates import BufferUpdates, number_of
 
 _TAKE_NUMBERS = ("add", "sub", "mul", "div", "pow", "eq", "ne", "lt", "le", "gt", "ge")
 """Operators in which a user would write a constant as a number."""
 
 
-def build(traced: Traced, double: bool = False) -> torch.nn.Module:
-    """A module in eval mode with copies of the state's present values.
+def build(traced: Traced, double: bool = False, training: bool = False) -> torch.nn.Module:
+    """A module with copies of the present values of the state that the program reads, under the
+    same ``state_dict`` keys.
 
     ``forward`` takes the graph's inputs in order and returns its outputs: a tensor, or a tuple of
-    several. double: float64 in place of float32 everywhere, as a reference.
-    Raises UnsupportedError for an operator that the table does not have.
+    several. double: float64 in place of float32 everywhere, as a reference. training: parameters
+    require a gradient where the model's do, and a program in training mode updates the running
+    statistics of BatchNorm; otherwise the module is in eval mode and for inference.
+    Raises UnsupportedError for an operator that the table does not have, and for a program that
+    changes its state in another way.
     """
     graph = eliminate_dead_code(traced.graph)
-    if graph.updates:
+    if graph.updates and not training:
         changed = ", ".join(sorted(graph.updates))
         raise UnsupportedError(f"{graph.name} changes its state when it runs ({changed})")
-    return _Converter(graph, traced, double).run()
+    return _Converter(graph, traced, double, training).run()
 
 
 class _Converter:
     """Runs the table's functions on fx proxies, which write down the calls."""
 
-    def __init__(self, graph: Graph, traced: Traced, double: bool) -> None:
-        self.graph, self.traced, self.double = graph, traced, double
+    def __init__(self, graph: Graph, traced: Traced, double: bool, training: bool) -> None:
+        self.graph, self.traced, self.double, self.training = graph, traced, double, training
+        self.updates = BufferUpdates(graph)
         self.root = torch.nn.Module()
         self.code = fx.Graph()
         self.tracer = fx.proxy.GraphAppendingTracer(self.code)
@@ -54,13 +61,19 @@ class _Converter:
         for node in self.graph.sources("input"):
             self.values[node.value] = self._proxy(self.code.placeholder(node.name))
         for node in self.graph.nodes:
-            if node.op not in SOURCE_OPS:
+            if node.op in SOURCE_OPS or node.name in self.updates.inside:
+                continue
+            if node.op == "batch_norm_train":
+                self.values[node.value] = self._batch_norm(node)
+            else:
                 self.values[node.value] = self._convert(node)
+        for counter, step in self.updates.counters.items():
+            self._operand(counter).add_(step)
         results = [self._operand(v) for v in self.graph.outputs.values()]
         result = results[0] if len(results) == 1 else tuple(results)
         self.code.output(fx.node.map_aggregate(result, _plain_node))
         self.code.lint()
-        return fx.GraphModule(self.root, self.code, self.graph.name).eval()
+        return fx.GraphModule(self.root, self.code, self.graph.name).train(self.training)
 
     def _convert(self, node: Node) -> Any:
         """The value of a node's first result."""
@@ -81,6 +94,16 @@ class _Converter:
         except UnsupportedError as error:
             raise UnsupportedError(f"{error} ({node.source})") from None
 
+    def _batch_norm(self, node: Node) -> Any:
+        """The call that also updates the running statistics, as that of ``nn.BatchNorm2d``."""
+        found = self.updates.of_batch_norm(node)
+        if node.attrs["channel_dim"] != 1:
+            raise UnsupportedError(f"{node.op} of channels-last rows at {node.source}")
+        x, gamma, beta = (self._operand(v) for v in node.operands)
+        mean, var = (None if v is None else self._operand(v) for v in (found.mean, found.var))
+        eps = node.attrs["eps"]
+        return F.batch_norm(x, mean, var, gamma, beta, True, found.momentum, eps)
+
     def _operand(self, value: Value) -> Any:
         node = self.graph.node(value)
         if value not in self.values and node.op in SOURCE_OPS:
@@ -92,24 +115,28 @@ class _Converter:
         return self.values[value]
 
     def _number(self, value: Value) -> Any:
-        """The number of a constant without dimensions, else None."""
-        node = self.graph.node(value)
-        if node.op != "constant" or node.type.rank:
-            return None
-        return node.attrs["value"].item()
+        return number_of(self.graph, value)
 
     def _state(self, node: Node) -> Any:
         array: np.ndarray
         if node.op == "constant":
-            array = node.attrs["value"]
+            array, path = node.attrs["value"], f"constants.{node.name}"
         else:
-            array = self.traced.state[node.attrs["path"]]._array
+            path = node.attrs["path"]
+            array = self.traced.state[path]._array
         tensor = torch.tensor(array, dtype=torch.float64 if self._widens(node) else None)
+        *modules, name = path.split(".")
+        owner = self.root
+        for module in modules:
+            if not hasattr(owner, module):
+                owner.add_module(module, torch.nn.Module())
+            owner = getattr(owner, module)
         if node.op == "parameter":
-            self.root.register_parameter(node.name, torch.nn.Parameter(tensor, False))
+            trained = self.training and self.traced.state[path].requires_grad
+            owner.register_parameter(name, torch.nn.Parameter(tensor, trained))
         else:
-            self.root.register_buffer(node.name, tensor)
-        return self._proxy(self.code.get_attr(node.name))
+            owner.register_buffer(name, tensor, persistent=node.op != "constant")
+        return self._proxy(self.code.get_attr(path))
 
     def _widens(self, node: Node) -> bool:
         return self.double and node.type.dtype is float32

@@ -8,6 +8,7 @@ from . import batch_norm_parts as batch_norm_parts
 from . import contraction as contraction
 from . import conv_parts as conv_parts
 from . import convolution as convolution
+from . import cross_entropy_parts as cross_entropy_parts
 from . import elementwise as elementwise
 from . import index as index
 from . import norm as norm

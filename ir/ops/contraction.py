@@ -12,6 +12,10 @@ from ..types import TensorType, broadcast_shapes, numel, shape_text
 from .checks import require_float, require_same_dtype, require_shape
 from .record import SUMMED, GradContext, Op, Sample, register
 
+IN_PLACE_ANCHORS = frozenset({"linear_grad_weight"})
+"""Contractions whose kernels, with elementwise operators behind them in one region, may write the
+results over operands of those operators: each element is read before it is written, and once."""
+
 
 def rows_of(x: np.ndarray) -> np.ndarray:
     """``(..., k)`` as ``(rows, k)``; unlike ``reshape(-1, k)`` it works for empty arrays."""
@@ -186,6 +190,18 @@ register(
         _linear_infer,
         _linear,
         grad=_linear_grad,
+        samples=_linear_samples,
+        **SUMMED,
+    )
+)
+# ``linear`` for a kernel that reads the weight as the left factor of the transposed product and
+# therefore needs no packed copy of it. ``passes/pack_weights.py`` chooses it.
+register(
+    Op(
+        "linear_transposed",
+        "contraction",
+        _linear_infer,
+        _linear,
         samples=_linear_samples,
         **SUMMED,
     )

@@ -37,7 +37,7 @@ def test_the_first_step_of_netwright_is_right(peers: ModuleType, recipe: str) ->
     task = small(peers, getattr(peers, recipe))
     start = peers.start_of(task)
     ready, step = peers.prepare_netwright(task, start)
-    errors = peers.Judge(task, start)(ready.arrays(None))
+    errors = peers.judge_of(task, start)(ready.arrays(None))
     assert errors["loss_error"] < 1e-6
     assert step.fallbacks == 0
 
@@ -50,7 +50,7 @@ def test_a_wrong_number_is_found(peers: ModuleType, place: int, what: str) -> No
     task = small(peers, peers.ADAM)
     start = peers.start_of(task)
     got = peers.prepare_netwright(task, start)[0].arrays(None)
-    judge = peers.Judge(task, start)
+    judge = peers.judge_of(task, start)
     got[place] = got[place] + 0.01 * np.abs(got[place]).max()
     with pytest.raises(Wrong, match=what):
         judge(got)
@@ -69,7 +69,7 @@ def test_a_peers_first_step_is_right(
             task = peers.Task(found.model, found.build, found.shape, 8, recipe, 2.0, jax=name)
             start = peers.start_of(task)
             ready = getattr(program(module), function)(task, start, 1)
-            peers.Judge(task, start)(ready.arrays(None))
+            peers.judge_of(task, start)(ready.arrays(None))
 
 
 def test_rows_name_models_that_exist(peers: ModuleType) -> None:
@@ -77,8 +77,8 @@ def test_rows_name_models_that_exist(peers: ModuleType) -> None:
     for task in peers.TASKS:
         if task.model.startswith(("MLP", "CNN")):
             start = peers.start_of(task)
-            assert start.x.shape == (task.batch, *task.shape)
-            assert all(t.max() < task.classes for t in start.labels)
+            assert start.inputs[0].shape == (task.batch, *task.shape)
+            assert all(t.max() < task.classes for t in start.targets)
 
 
 def test_a_missed_target_is_called_so(peers: ModuleType) -> None:

@@ -454,6 +454,36 @@ def test_trajectories_are_bitwise_equal_for_any_thread_count() -> None:
         assert value.tobytes() == two[name].tobytes() == three[name].tobytes(), name
 
 
+def test_weights_read_as_they_are_in_memory_train_alike_for_any_thread_count() -> None:
+    """Layers large enough for ``linear_transposed``, with a last batch of another size."""
+
+    def model() -> nn.Module:
+        nw.manual_seed(0)
+        return nn.Sequential(nn.Linear(300, 200), nn.ReLU(), nn.Linear(200, 90, bias=False))
+
+    def run(threads: int) -> nn.Module:
+        nw.set_num_threads(threads)
+        made = model()
+        step = nw.compile(made, loss=nn.CrossEntropyLoss(), optimizer=OPTIMIZERS["sgd"](made))
+        for n in (64, 64, 21):
+            step(array(n, 300, seed=n), labels(n, 90))
+        assert str(step.graph(stage="optimized")).count("linear_transposed(") == 2
+        assert step.compilations == 1
+        return made
+
+    try:
+        one, two, three = run(1), run(2), run(3)
+    finally:
+        nw.set_num_threads(None)
+    for name, value in state(one).items():
+        assert value.tobytes() == state(two)[name].tobytes() == state(three)[name].tobytes(), name
+    twin = model()
+    optimizer = OPTIMIZERS["sgd"](twin)
+    for n in (64, 64, 21):
+        eager_step(twin, nn.CrossEntropyLoss(), optimizer, array(n, 300, seed=n), labels(n, 90))
+    assert_same_state(one, twin)
+
+
 def test_disabled_compilation_trains_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NETWRIGHT_DISABLE", "1")
     model, twin = small(), small()

@@ -56,6 +56,45 @@ def eager_backward(model: nn.Module, x: np.ndarray, y: np.ndarray, scale: float 
     return loss.item()
 
 
+# -- gradients while others are computed ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_buckets_are_told_in_order_as_soon_as_their_gradients_are_there(before: int) -> None:
+    """With the same bits as in one go; ``before``: gradients that wait already."""
+    (_, whole), (_, cut) = (compiled(accumulate=before + 1) for _ in range(2))
+    for i in range(before):
+        whole.gradients(*batch(8, i))
+        cut.gradients(*batch(8, i))
+    whole.gradients(*batch(8, 5))
+    seen: list[np.ndarray] = []
+
+    def ready(flat: list[np.ndarray], bucket: int) -> None:
+        assert bucket == len(seen)
+        seen.append(flat[0].copy())
+
+    cut.gradients_in_buckets(64, ready, *batch(8, 5))
+    (final,), (expected,) = cut.flat_grads, whole.flat_grads
+    np.testing.assert_array_equal(final, expected)
+    assert len(seen) == final.nbytes // 64
+    for bucket, moment in enumerate(seen):
+        done = 16 * (bucket + 1)
+        np.testing.assert_array_equal(moment[:done], final[:done])
+    # The first one came before the last gradient did.
+    assert not np.array_equal(seen[0], final)
+    assert cut.accumulated == before + 1
+
+
+def test_no_bucket_is_told_of_after_a_bad_label() -> None:
+    _, step = compiled()
+    x, y = batch(8, 0)
+    y[3] = 4
+    told: list[int] = []
+    with pytest.raises(IndexError, match="Target 4 is out of bounds"):
+        step.gradients_in_buckets(64, lambda _, bucket: told.append(bucket), x, y)
+    assert told == []
+
+
 # -- gradients and update apart -------------------------------------------------------------------
 
 

@@ -73,6 +73,7 @@ def rows() -> Iterator[Case]:
             pair = ((N, classes), indices(N))
             yield Case("cross_entropy", pair, attrs, note)
             yield Case("cross_entropy_grad", ((), *pair), attrs, note)
+            yield Case("cross_entropy_rows", ((), *pair), attrs, note)
 
 
 def norms() -> Iterator[Case]:
@@ -153,6 +154,8 @@ def contractions() -> Iterator[Case]:
     first = {**plain, "groups": 1, "kernel_size": (3, 3), "parts": 8}
     yield Case("conv2d_grad_weight_parts", (x, (N, 14, 14, 3)), first)
     yield Case("linear", ((N, 300), (96, 300), (96,)))
+    for depth in (300, 3000):  # panels of the widest tile, and of two vectors
+        yield Case("linear_transposed", ((N, depth), (107, depth), (107,)), note=str(depth))
     yield Case("linear_grad_weight", ((N, 96), (N, 300)))
     yield Case("matmul", ((N, 32, 64), (N, 64, 48)))
     for transpose in (False, True):
@@ -178,8 +181,11 @@ AROUND = {
     "layer_norm_grad": 20,
     # The rows that are left of a panel, transposed in a straight line of shuffles.
     **dict.fromkeys(("pack_matrix", "pack_conv", "conv2d", "conv2d_grad_input", "linear"), 48),
+    "linear_transposed": 48,
     # One vector of constants, or of a row, over a loop that needs all registers.
     **dict.fromkeys(("argmax", "argmin", "max_pool2d_grad", "cross_entropy_grad"), 2),
+    # The largest logit and the label, which the loss needs behind the exponentials, too.
+    "cross_entropy_rows": 4,
 }
 
 # Half of a register or less: bytes in as many lanes as float32 has; blocks of 8 x 8 elements.

@@ -77,9 +77,11 @@ def convolution(
     return make
 
 
-def linear(rows: Any, features: int, out: int) -> Callable[[Graph, Target], Value]:
+def linear(
+    rows: Any, features: int, out: int, op: str = "linear"
+) -> Callable[[Graph, Target], Value]:
     return lambda g, _: g.add(
-        "linear", tensor(g, *rows, features), tensor(g, out, features), tensor(g, out)
+        op, tensor(g, *rows, features), tensor(g, out, features), tensor(g, out)
     )
 
 
@@ -111,6 +113,7 @@ def cases() -> Iterator[Case]:
     yield Case("linear", linear((N,), 40, 70))
     yield Case("linear-3d", linear((N, 5), 40, 33))
     yield Case("linear-blocked", linear((N, 20), 1100, 33))
+    yield Case("linear-transposed", linear((N, 20), 40, 33, "linear_transposed"))
     pool = {**_window, "dilation": (1, 1), "ceil_mode": False}
     yield Case("max-pool", lambda g, _: g.add("max_pool2d", tensor(g, N, 9, 7, 37), **pool))
     mean = {**_window, "ceil_mode": False, "count_include_pad": False, "divisor_override": None}

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from netwright.codegen.cross_entropy import emit_cross_entropy
+from netwright.codegen.cross_entropy import emit_cross_entropy, emit_cross_entropy_total
 from netwright.codegen.kernel import STATUS_INDEX_OUT_OF_RANGE
 from netwright.codegen.softmax import emit_softmax
 from netwright.codegen.target import AVX2, AVX512, NEON, Target, host
@@ -16,7 +16,7 @@ from netwright.ir.types import Dim, TensorType, float32, int64
 N = Dim(1)
 RNG = np.random.default_rng(11)
 SOFTMAX = ["softmax", "log_softmax", "softmax_grad", "log_softmax_grad"]
-CROSS_ENTROPY = ["cross_entropy", "cross_entropy_grad"]
+CROSS_ENTROPY = ["cross_entropy", "cross_entropy_grad", "cross_entropy_rows"]
 PLAIN = {"ignore_index": -100, "label_smoothing": 0.0}
 
 
@@ -110,6 +110,8 @@ def test_cross_entropy_of_every_kind(
     forward = single(emit_cross_entropy, "cross_entropy", types, **attrs)
     out = [f32(N) if reduction == "none" else f32()]
     backward = single(emit_cross_entropy, "cross_entropy_grad", out + types, **attrs)
+    both = single(emit_cross_entropy, "cross_entropy_rows", out + types, **attrs)
+    each = single(emit_cross_entropy, "cross_entropy", types, **{**attrs, "reduction": "none"})
     for n in (1, 2, 35):
         target = RNG.integers(0, classes, n)
         target[0] = 1
@@ -117,6 +119,31 @@ def test_cross_entropy_of_every_kind(
         forward.check(*arrays, n=n, rtol=5e-6, atol=1e-5)
         g = draw(n) if reduction == "none" else np.float32(0.7).reshape(())
         backward.check(g, *arrays, n=n, rtol=1e-5, atol=1e-6)
+        # In one sweep they have the same bits.
+        losses, dx = both.outputs(g, *arrays, n=n)
+        np.testing.assert_array_equal(losses, each.outputs(*arrays, n=n)[0])
+        np.testing.assert_array_equal(dx, backward.outputs(g, *arrays, n=n)[0])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_total_of_losses_has_the_bits_of_the_loss(
+    single: Callable, reduction: str, weighted: bool
+) -> None:
+    weight = [RNG.uniform(0.5, 2, 10).astype(np.float32)] if weighted else []
+    types = [f32(N, 10), TensorType(int64, (N,)), *weight]
+    attrs = {"reduction": reduction, "ignore_index": 2}
+    plain = {**attrs, "label_smoothing": 0.0}
+    whole = single(emit_cross_entropy, "cross_entropy", types, **plain)
+    each = single(emit_cross_entropy, "cross_entropy", types, **{**plain, "reduction": "none"})
+    total = single(
+        emit_cross_entropy_total, "cross_entropy_total", [f32(N), *types[1:]], classes=10, **attrs
+    )
+    for n in (1, 35):
+        arrays = [draw(n, 10), RNG.integers(3, 10, n), *weight]
+        losses = each.outputs(*arrays, n=n)[0]
+        found = total.outputs(losses, *arrays[1:], n=n)[0]
+        np.testing.assert_array_equal(found, whole.outputs(*arrays, n=n)[0])
 
 
 def test_the_mean_of_no_rows_is_nan_as_in_torch(single: Callable) -> None:
@@ -145,7 +172,7 @@ def test_a_bad_label_is_reported_and_touches_no_memory(
     single: Callable, op: str, label: int
 ) -> None:
     x, target, weight = draw(4, 10), np.array([1, 2, label, 3]), np.ones(10, np.float32)
-    g = [np.ones((), np.float32)] if op.endswith("grad") else []
+    g = [] if op == "cross_entropy" else [np.ones((), np.float32)]
     arrays = [*g, x, target, weight]
     node = single(emit_cross_entropy, op, arrays, reduction="mean", **PLAIN)
     assert node.status(*arrays).tolist() == [STATUS_INDEX_OUT_OF_RANGE, label]
@@ -168,7 +195,7 @@ def test_rows_are_vectors_without_calls(
 def test_cross_entropy_calls_nothing(
     asm_for: Callable, single: Callable, target: Target, op: str
 ) -> None:
-    g = [f32()] if op.endswith("grad") else []
+    g = [] if op == "cross_entropy" else [f32()]
     types = [*g, f32(N, 10), TensorType(int64, (N,))]
     kernel = single(emit_cross_entropy, op, types, target, reduction="mean", **PLAIN).kernel
     assert asm_for(kernel, target).calls == 0

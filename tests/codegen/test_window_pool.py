@@ -227,7 +227,7 @@ def test_compiled_models_pool_and_need_less_memory(default_threads: None) -> Non
     kernels = [n for n in together.graph().nodes if n.op == "fused"]
     assert ["max_pool2d" in str(n.attrs["body"]) for n in kernels] == [True, True]
     assert not any(n.op == "max_pool2d" for n in together.graph().nodes)
-    assert "F501" in str(together.explain())
+    assert "F601" in str(together.explain())
     # The two images before pooling are not made: 22 x 22 x 16 and 11 x 11 x 32 numbers.
     sizes = [f.memory(3).batch for f in (together, apart)]
     assert sizes[0] < sizes[1] / 2

@@ -114,7 +114,9 @@ def test_nothing_is_timed_if_netwright_itself_is_wrong(
     ("arguments", "said"),
     [
         (["--peers", "ort,tvm"], "unknown peer 'tvm'; the peers are torch, compile, ort, openvino"),
-        (["--peers", "--loss", "MSELoss"], "--loss: the peers are compared in inference only"),
+        (["--peers", "--loss", "MSELoss"], "leave --loss out or add --train"),
+        (["--optimizer", "adam"], "--optimizer goes with training steps: add --train"),
+        (["--train", "--peers", "torch,ort"], "ONNX Runtime cannot train; with --train, the peers"),
         (["--threads", "2"], "--threads goes with --peers"),
         (["--peers", "--threads", "0"], "numbers of at least 1"),
     ],

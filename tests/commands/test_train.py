@@ -214,6 +214,36 @@ def test_the_weights_do_not_depend_on_the_number_of_threads(folder: Path) -> Non
     assert one == two
 
 
+def _trained(out: str, *arguments: str) -> dict[str, Any]:
+    """The weights of a linear model after epochs with one learning rate, in float64."""
+    options = ["--optimizer", "sgd", "--schedule", "none", "--momentum", "0", *arguments]
+    assert _train(*options, "--out", out, model="net.py:Other") == 0
+    weights = nw.load(f"{out}/checkpoint.npz")["model"]
+    return {name: value.numpy().astype(np.float64) for name, value in weights.items()}
+
+
+def test_accumulated_batches_train_like_one_large_batch(folder: Path) -> None:
+    """Also the batches that are left at the end of an epoch: 4 + 4 + 2 of 5 are 20 + 20 + 10."""
+    large = _trained("large", "--batch-size", "20", "--epochs", "2", "--warmup", "1.5")
+    small = _trained("small", "--batch-size", "5", "--epochs", "2", "--warmup", "1.5",
+                     "--accumulate", "4")  # fmt: skip
+    for name, value in large.items():
+        np.testing.assert_allclose(small[name], value, rtol=1e-5, atol=1e-6)
+    assert len(nw.load("small/checkpoint.npz")["losses"]) == 20
+
+
+@pytest.mark.parametrize("clip", [["--clip-grad-norm", "0.02"], ["--clip-grad-value", "0.02"]])
+def test_gradients_are_clipped_once_per_update(folder: Path, clip: list[str]) -> None:
+    one_update = ["--batch-size", "5", "--accumulate", "10", "--epochs", "1", "--lr", "0.5"]
+    free, clipped = _trained("free", *one_update), _trained("clipped", *one_update, *clip)
+    nw.manual_seed(0)
+    start = {k: v.numpy() for k, v in nw.nn.Linear(6, 3).state_dict().items()}
+    steps = [np.concatenate([(w[k] - start[k]).ravel() for k in start]) for w in (free, clipped)]
+    wide, narrow = (np.linalg.norm(s) if "norm" in clip[0] else np.abs(s).max() for s in steps)
+    assert wide > 0.02
+    assert narrow == pytest.approx(0.5 * 0.02, rel=1e-3)
+
+
 def test_arrays_in_an_archive(folder: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (20, 6), np.uint8)
@@ -254,11 +284,19 @@ def test_the_points_of_the_loss_curve_lie_where_their_steps_are() -> None:
 # -- interruption and resumption ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("place", "read"), [("train", "77"), ("test", "25")])
+@pytest.mark.parametrize(
+    ("place", "read", "further", "waiting"),
+    [
+        ("train", "77", [], 0),
+        ("train", "77", ["--accumulate", "3", "--clip-grad-norm", "0.5"], 1),
+        ("test", "25", ["--accumulate", "3", "--clip-grad-value", "0.01"], 0),
+    ],
+)
 def test_a_run_that_was_interrupted_and_resumed_is_bitwise_the_uninterrupted_one(
-    folder: Path, place: str, read: str
+    folder: Path, place: str, read: str, further: list[str], waiting: int
 ) -> None:
     options = ["--data", "net.py:data", "--batch-size", "8", "--epochs", "3", "--warmup", "0.5"]
+    options += further
     assert main(["train", "net.py:Net", *options, "--out", "whole"]) == 0
     done = _train_process(*options, "--out", "halves", STOP_IN=place, STOP_AT=read)
     assert done.returncode == 130, done.stderr
@@ -266,6 +304,8 @@ def test_a_run_that_was_interrupted_and_resumed_is_bitwise_the_uninterrupted_one
     half = nw.load("halves/checkpoint.npz")
     # Sample 77 is in the fourth batch of the second epoch of 50; test sample 25 in its test.
     assert (len(half["epochs"]), half["done"]) == (1, 4 if place == "train" else 7)
+    assert half["waiting"][0]["accumulated"] == waiting
+    assert len(half["waiting"][0]["gradients"]) == 5 * waiting
     assert main(["train", "net.py:Net", "--out", "halves", "--resume"]) == 0
     whole, halves = (_leaves(nw.load(f"{n}/checkpoint.npz")) for n in ("whole", "halves"))
     assert len(whole) > 50
@@ -334,6 +374,8 @@ def _error(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) 
          "--label-smoothing goes with CrossEntropyLoss, not with MSELoss"),
         (["--data", "net.py:data", "--batch-size", "7"], "use --drop-last or another --batch-size"),
         (["--data", "net.py:data", "--drop-last"], "--drop-last leaves nothing"),
+        (["--data", "net.py:data", "--batch-size", "10", "--accumulate", "6"],
+         "--accumulate 6: an epoch has 5 batch(es) (50 samples, --batch-size 10)"),
     ],
 )  # fmt: skip
 def test_misuse_is_one_line_that_names_the_fix(
@@ -371,7 +413,8 @@ def test_a_last_batch_of_one_image_is_enough_for_batch_norm(folder: Path) -> Non
 @pytest.mark.parametrize(
     ("option", "value"),
     [("--epochs", "0"), ("--lr", "nan"), ("--momentum", "1"), ("--seed", "-1"), ("--gamma", "0"),
-     ("--batch-size", "1.5"), ("--threads", "0"), ("--weight-decay", "inf")],
+     ("--batch-size", "1.5"), ("--accumulate", "0"), ("--clip-grad-norm", "0"),
+     ("--clip-grad-value", "x"), ("--threads", "0"), ("--weight-decay", "inf")],
 )  # fmt: skip
 def test_a_number_that_makes_no_sense_is_misuse(
     option: str, value: str, capsys: pytest.CaptureFixture[str]

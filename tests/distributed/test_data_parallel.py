@@ -71,7 +71,9 @@ def main(steps, size):
     found["from 1"] = dist.broadcast_object(f"rank {rank}", src=1)
 
     for name, options in {
-        "plain": {}, "tiny buckets": {"bucket_cap_mb": 1e-4}
+        "plain": {},
+        "tiny buckets": {"bucket_cap_mb": 1e-4},
+        "overlap": {"bucket_cap_mb": 1e-4, "overlap": True},
     }.items():
         model = plain(seed=rank)
         parallel = dist.DataParallel(compiled(model), **options)
@@ -158,6 +160,8 @@ def test_two_processes_train_like_one_with_the_double_batch(
     # The same bits on both ranks, and for buckets that cut through every parameter.
     assert first["plain"]["digest"] == second["plain"]["digest"]
     assert first["plain"]["digest"] == first["tiny buckets"]["digest"]
+    # Nor do bits depend on when the buckets travel.
+    assert first["plain"]["digest"] == first["overlap"]["digest"] == second["overlap"]["digest"]
     assert len(first["plain"]["digest"]) == 64
 
     weights, _ = _trained_alone(program, accumulate=2, clip_grad_norm=0.1)
@@ -193,9 +197,10 @@ def test_something_else_than_a_compiled_step_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"bucket_cap_mb": 0}, "bucket_cap_mb=0: expected"), ({"verify_every": -1}, "verify_every")],
-)
-def test_numbers_that_make_no_sense_are_refused(options: dict[str, Any], said: str) -> None:
+    [({"bucket_cap_mb": 0}, "bucket_cap_mb=0: expected"), ({"verify_every": -1}, "verify_every"),
+     ({"overlap": "always"}, "overlap='always': expected True, False or 'auto'")],
+)  # fmt: skip
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: str) -> None:
     model = nn.Linear(2, 2)
     optimizer = optim.SGD(model.parameters(), lr=0.1)
     step = nw.compile(model, loss=nn.MSELoss(), optimizer=optimizer)

@@ -58,7 +58,7 @@ def data():
 """
 OPTIONS = [
     "-m", "netwright", "train", "net.py:Net", "--distributed", "--data", "net.py:data",
-    "--batch-size", "5", "--epochs", "3",
+    "--batch-size", "5", "--epochs", "3", "--accumulate", "3",
 ]  # fmt: skip
 
 

@@ -91,7 +91,7 @@ def test_the_code_is_what_a_user_would_write() -> None:
     functional = torch.nn.functional
     assert calls == [torch.conv2d, functional.batch_norm, functional.relu, "reshape"]
     assert "for " not in module.code
-    assert set(dict(module.named_parameters())) == {"_0_weight", "_0_bias", "_1_weight", "_1_bias"}
+    assert set(dict(module.named_parameters())) == {"0.weight", "0.bias", "1.weight", "1.bias"}
 
 
 def test_constants_are_numbers_where_a_user_would_write_numbers() -> None:
@@ -123,6 +123,54 @@ def test_double_computes_in_float64_throughout() -> None:
     w, b = (p.detach().numpy().astype(np.float64) for p in model.parameters())
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, ((x > 0) + x) @ w.T + b, rtol=1e-14)
+
+
+def test_a_program_in_training_mode_updates_running_statistics_and_counters() -> None:
+    nw.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3, momentum=0.3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(27, 2),
+    )  # fmt: skip
+    model[0].weight.requires_grad_(False)
+    program = trace(model.train(), {"": model}, (nw.randn(4, 2, 5, 5),), {}, False)
+    module = build(program, training=True)
+    twin = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3, momentum=0.3), torch.nn.ReLU(),
+        torch.nn.Flatten(), torch.nn.Linear(27, 2),
+    )  # fmt: skip
+    state = {k: torch.tensor(v.numpy()) for k, v in model.state_dict().items()}
+    twin.load_state_dict(state)
+    module.load_state_dict(state)
+    x = torch.tensor(nw.randn(4, 2, 5, 5).numpy())
+    for _ in range(2):
+        for each in (module, twin):
+            each.zero_grad()
+            each(x).square().sum().backward()
+    for key, value in twin.state_dict().items():
+        torch.testing.assert_close(module.state_dict()[key], value)
+    gradients = {name: p.grad for name, p in module.named_parameters()}
+    assert gradients.pop("0.weight") is None
+    assert module.state_dict()["1.num_batches_tracked"] == 2
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, twin.get_parameter(name).grad)
+    with pytest.raises(UnsupportedError, match="changes its state"):
+        build(program)
+
+
+def test_an_update_that_is_not_batch_norms_is_named() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("seen", nw.zeros(()))
+
+        def forward(self, x: nw.Tensor) -> nw.Tensor:
+            self.seen.copy_(self.seen * 0.5)
+            return x
+
+    model = Counting()
+    program = trace(model, {"": model}, (nw.randn(2, 3),), {}, False)
+    with pytest.raises(UnsupportedError, match=r"the update of 'seen' at .* has no PyTorch form"):
+        build(program, training=True)
 
 
 def test_the_module_has_its_own_copy_of_the_weights() -> None:

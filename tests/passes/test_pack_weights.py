@@ -9,7 +9,7 @@ from netwright.ir.types import Dim, float64
 from netwright.passes.assign_layout import assign_layout
 from netwright.passes.differentiate import differentiate
 from netwright.passes.fuse_conv_bn_relu import fuse_conv_bn_relu
-from netwright.passes.pack_weights import pack_weights
+from netwright.passes.pack_weights import Choice, pack_weights
 from netwright.passes.plan_memory import plan_memory
 from netwright.passes.rewriting import Ledger
 
@@ -75,25 +75,50 @@ def step_of(net: Any, y: Any, *weights: str) -> Graph:
     return graph
 
 
-def pack_step(graph: Graph, most_rows: int, ledger: Ledger | None = None) -> Graph:
-    def packs_itself(rows: Any, depth: int, dtype: Any) -> bool:
-        assert (rows, depth) == (N, 5)
-        return rows.at(3) <= most_rows
+def pack_step(
+    graph: Graph, most_rows: int, ledger: Ledger | None = None, op: str = "linear", **more: Any
+) -> Graph:
+    def choose(rows: Any, depth: int, outputs: int, dtype: Any) -> str:
+        assert (rows, depth, outputs) == (N, 5, 6 if "fc_weight" in graph.updates else 5)
+        return op if rows.at(3) <= most_rows else "linear_packed"
 
-    return pack_weights(graph, lambda *_: 8, ledger, packs_itself=packs_itself)
+    return pack_weights(graph, lambda *_: 8, ledger, choose_linear=choose, **more)
 
 
+@pytest.mark.parametrize(("op", "code"), [("linear", "P103"), ("linear_transposed", "P104")])
 def test_few_rows_read_a_weight_that_changes_in_every_call_as_it_is(
-    new_net: Any, assert_same: Any, ops: Any
+    new_net: Any, assert_same: Any, ops: Any, op: str, code: str
 ) -> None:
     net = new_net(float64)
     graph = step_of(net, net.linear(net.input("x", N, 5), 6, "fc"), "fc_weight")
     ledger = Ledger()
-    after = pack_step(graph, 3, ledger)
+    after = pack_step(graph, 3, ledger, op)
     assert "pack_matrix" not in ops(after)
-    assert [e.code for e in ledger.entries] == ["P103"]
+    assert op in ops(after)
+    assert [e.code for e in ledger.entries] == [code]
     assert_same(graph, after, 1e-14)
-    assert "pack_matrix" in ops(pack_step(graph, 2)), "many rows would pack it several times"
+    assert "pack_matrix" in ops(pack_step(graph, 2, op=op)), "the rule says that packing is faster"
+
+
+def test_a_region_reads_a_changing_weight_as_a_left_factor(
+    new_net: Any, assert_same: Any, ops: Any
+) -> None:
+    net = new_net(float64)
+    y = net.op("relu", net.linear(net.input("x", N, 5), 6, "fc"))
+    graph = fuse_conv_bn_relu(step_of(net, y, "fc_weight"))
+    after = pack_step(graph, 3, op="linear_transposed")
+    (region,) = (n for n in after.nodes if n.op == "fused")
+    assert "linear_transposed" in [n.op for n in region.attrs["body"].nodes]
+    assert "pack_matrix" not in ops(after)
+    assert_same(graph, after, 1e-14)
+
+
+def test_what_was_measured_for_a_packed_weight_says_nothing_about_a_changing_one(
+    new_net: Any, ops: Any
+) -> None:
+    net = new_net(float64)
+    graph = step_of(net, net.linear(net.input("x", N, 5), 6, "fc"), "fc_weight")
+    assert "pack_matrix" not in ops(pack_step(graph, 3, choices={"linear": Choice(16)}))
 
 
 def test_a_prepared_weight_is_packed_for_few_rows_too(new_net: Any, ops: Any) -> None:
@@ -244,7 +269,7 @@ def test_weight_gradients_are_summed_in_parts_where_the_rule_says_so(
     after = pack_weights(graph, lambda columns, dtype: 8, ledger, choose_parts=choose)
     assert ops(after).count("conv2d_grad_weight_parts") == fires
     assert ops(after).count("conv2d_grad_weight") == 1 - fires
-    assert [e.code for e in ledger.entries].count("P104") == fires
+    assert [e.code for e in ledger.entries].count("P105") == fires
     assert_same(graph, after, 1e-12)
     if fires:
         assert seen == [(4, 6, (3, 3), y_size(graph))]

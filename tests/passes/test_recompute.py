@@ -139,6 +139,9 @@ def test_a_step_gives_the_same_bits_in_less_memory() -> None:
     plain, expected = trained()
     step, state = trained(checkpoint=["layers.?"])
     assert state == expected  # dropout masks and running statistics included
+    # The masks are drawn again, from the same seed and counter, instead of being kept.
+    drawn = [n.op for n in step.graph(stage="recompute").nodes].count("uniform")
+    assert drawn == 2 * 4
     assert step.memory().batch < 0.7 * plain.memory().batch
     assert "R001" in step.explain() and "R001" not in plain.explain()
     assert step.fallbacks == 0

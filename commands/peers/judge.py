@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from training import Ours, Source, Start, Task, Training
 
-import netwright as nw
-from netwright.commands.peers.contest import Wrong
+from .contest import Wrong
+from .training import Training
 
 EPS = float(np.finfo(np.float32).eps)
 ROUNDING = 1e-4
@@ -24,7 +23,6 @@ SMALL = 1e-3
 this share of the network's root mean square gradient in place of its own size. So are running
 statistics: behind a BatchNorm, a convolution's results have the mean 0."""
 
-
 TINY = 1e-12
 """In place of a size that is 0."""
 
@@ -32,21 +30,21 @@ TINY = 1e-12
 class Judge:
     """Compares the arrays of ``training.results`` with float64.
 
-    The reference is PyTorch in float64, its yardstick PyTorch in float32 (without PyTorch: eager
-    netwright). The error of the gradients is the root mean square over the parameters of the norm
-    of the error relative to the norm of the gradient. The update is judged by itself: the new
-    weights are compared with what the reference's optimizer makes of the contender's own gradients.
-    (Adam's first update is the learning rate with the gradient's sign: where that is rounding, the
-    weights of two right programs differ by twice the learning rate.)
+    make: the training of the reference, new at each call, in float64 or, as the yardstick, in
+    float32; origin: what the reference is. The error of the gradients is the root mean square over
+    the parameters of the norm of the error relative to the norm of the gradient. The update is
+    judged by itself: the new weights are compared with what the reference's optimizer makes of the
+    contender's own gradients. (Adam's first update is the learning rate with the gradient's sign:
+    where that is rounding, the weights of two right programs differ by twice the learning rate.)
     """
 
-    def __init__(self, task: Task, start: Start) -> None:
-        self._task, self._start = task, start
-        self._library, self._source, self.origin = _best()
-        wide = self._training(wide=True)
-        self._parameters = [name for name, _ in wide.model.named_parameters()]
+    def __init__(self, make: Callable[[bool], Training], origin: str) -> None:
+        self._make, self.origin = make, origin
+        wide = make(True)
+        named = dict(wide.model.named_parameters())
+        self._parameters = [name for name in wide.start.state if name in named]
         self._exact = wide.found(wide.eager_step())
-        narrow = self._training()
+        narrow = make(False)
         self.yardstick = self._gradient_error(narrow.found(narrow.eager_step()))
 
     def __call__(self, got: Sequence[np.ndarray]) -> dict[str, float]:
@@ -71,9 +69,6 @@ class Judge:
                 )
         return errors
 
-    def _training(self, wide: bool = False) -> Training:
-        return Training(self._library, self._source, self._task, self._start, wide)
-
     def _gradient_error(self, got: Sequence[np.ndarray]) -> float:
         pairs = [(got[2 * i + 1], self._exact[2 * i + 1]) for i in range(len(self._parameters))]
         mean = np.sqrt(sum((g**2).sum() for _, g in pairs) / sum(g.size for _, g in pairs))
@@ -96,14 +91,15 @@ class Judge:
     def _update_error(self, got: Sequence[np.ndarray]) -> float:
         """The largest over the parameters of the norm of the error of a weight's change, less
         what rounding the weight itself explains, relative to the norm of the change."""
-        wide = self._training(wide=True)
-        parameters = list(wide.model.parameters())
+        wide = self._make(True)
+        named = dict(wide.model.named_parameters())
+        parameters = [named[name] for name in self._parameters]
         for i, parameter in enumerate(parameters):
-            parameter.grad = self._library.from_numpy(got[2 * i + 1].copy())
+            parameter.grad = wide.library.from_numpy(got[2 * i + 1].copy())
         wide.optimizer.step()
         largest = 0.0
         for i, (name, parameter) in enumerate(zip(self._parameters, parameters, strict=True)):
-            before = self._start.state[name].astype(np.float64)
+            before = wide.start.state[name].astype(np.float64)
             expected, found = parameter.detach().numpy(), got[2 * i + 2]
             rounding = EPS * np.linalg.norm(np.maximum(abs(before), abs(expected)))
             error = np.linalg.norm(found - expected) - rounding
@@ -116,14 +112,3 @@ class Judge:
 def _relative(got: np.ndarray, exact: np.ndarray) -> float:
     found = float(np.linalg.norm(got - exact) / max(float(np.linalg.norm(exact)), TINY))
     return found if np.isfinite(found) else float("inf")
-
-
-def _best() -> tuple[object, Source, str]:
-    """The library of the reference, its models, and a name for it."""
-    try:
-        import torch
-    except ImportError:
-        return nw, Ours(), "eager netwright in float64"
-    from train_pytorch import Theirs
-
-    return torch, Theirs(), "PyTorch in float64"
