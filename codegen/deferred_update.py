@@ -78,7 +78,7 @@ class DeferredUpdate:
     def _shared(self) -> list[tuple[str, str]]:
         """The update's parameters, which may be the same memory: no constant of the update is
         loaded once and kept in a register that the tile needs."""
-        return [("ptr", name) for _, name in self.update.params()]
+        return [(kind.split()[0], name) for kind, name in self.update.params()]
 
     def initial(self, e: VectorEmitter, tile: Tile) -> list[Lane | None]:
         return [None] * tile.vectors
