@@ -98,7 +98,7 @@ def test_the_state_is_written_over_with_the_bits_of_separate_kernels(
 
 
 def test_random_numbers_may_follow_a_gradient(run: Run) -> None:
-    """The gradient of a dropped-out weight in a checkpointed block, which draws its mask again."""
+    """As behind any contraction: the epilogue also takes the index of the tile's first element."""
     body, graph = Graph("body"), Graph("masked")
     types = [TensorType(float32, (N, 50)), TensorType(float32, (N, 33)), TensorType(int64, (2,))]
     dy, x, key = (body.add("input", path=str(i), type=t) for i, t in enumerate(types))
