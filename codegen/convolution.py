@@ -12,16 +12,17 @@ from dataclasses import dataclass, replace
 
 from ..ir.graph import Graph, Node
 from ..ir.ops.packing import packed_conv_size
-from ..ir.types import Dim, TensorType, numel, shape_at
-from .brgemm import MicroKernels, Reduction, Tile, register_rows
+from ..ir.types import TensorType, numel, shape_at
+from .brgemm import MicroKernels, Reduction, Tile
+from .contraction import Contraction, contraction_of
+from .conv_blocking import Blocking
 from .conv_grad_weight import emit_conv_grad_weight
 from .depthwise import depthwise_kernel
-from .epilogue import ALL_ONES, Contraction, TileEpilogue, contraction_of
+from .epilogue import ALL_ONES, TileEpilogue
 from .gemm import gemm_kernel
 from .gemm_blocking import Gemm
 from .image import (
     Convolution,
-    PaddedCopy,
     Phase,
     even_chunks,
     forward_axis,
@@ -39,20 +40,15 @@ from .kernel import (
     traffic,
 )
 from .packing import PanelSource, choose_panel, conv_source, pack_function
-from .sharing import Cost
 from .sizes import Size, extent, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
 from .winograd import winograd_kernel
 
-# Images are cut into blocks of rows until one image has this many independent parts.
-_PARTS = 8
 _OPERATORS = (
     "conv2d", "conv2d_packed", "conv2d_winograd", "conv2d_grad_input", "conv2d_grad_input_packed",
 )  # fmt: skip
 _PLAIN = {"kernel_size": (3, 3), "stride": (1, 1), "dilation": (1, 1), "groups": 1}
-# Multiply-adds of the innermost loops of all tiles of one kernel, unrolled four times.
-_TILES = 400
 
 
 def emit_convolution(node: Node, graph: Graph, target: Target) -> Kernel | None:
@@ -184,127 +180,15 @@ class _Writer:
         self.helpers: list[Function] = []
         self.group_inputs = spec.inputs // spec.groups
         self.group_outputs = spec.outputs // spec.groups
-        self.vectors = -(-min(spec.panel, self.group_outputs) // self.lanes)
-        self.tallest = register_rows(target)
-        self.copied = not (spec.rows.plain and spec.columns.plain)
-        # Elements from pixel to pixel of what the tiles read.
-        self.pixel = spec.inputs if self.copied else spec.x_pitch
-        step = spec.columns.advance * self.pixel * spec.dtype.itemsize
-        if step % 4096 == 0:
-            # All pixels fall into one set of the first level cache, which has 8 ways.
-            self.tallest = {v: min(r, 6) for v, r in self.tallest.items()}
-        # Pixels of a window that tiles pool, and the size of what is stored.
-        pool = found.epilogue.pool
-        self.window = pool.kernel if pool is not None else (1, 1)
-        self.stored = pool.pooled(spec.size) if pool is not None else spec.size
-        self.lines = self._lines_per_tile() if pool is None else self.window[0]
-        self.block_rows = self._block_rows()
-        whole = self._copy(spec.rows.count)
-        self.keeps_image = self.copied and whole.bytes <= target.l1 // 2
-        self.copy = whole if self.keeps_image else self._copy(self.block_rows)
-        self.pitch = (self.copy.width if self.copied else spec.columns.size) * self.pixel
-        self.splits = self._splits()
+        self.cut = Blocking(spec, found.epilogue, target)
         self.scratch = self._block_bytes() + self._weight_bytes()
-
-    def _copy(self, rows: int) -> PaddedCopy:
-        spec = self.spec
-        height = spec.rows.extent(rows)
-        pitch = spec.x_pitch
-        return PaddedCopy(
-            spec.dtype, spec.rows, spec.columns, spec.inputs, height, source_pitch=pitch
-        )
-
-    def _lines_per_tile(self) -> int:
-        """How many image rows are cut into tiles together, where one row makes poor tiles.
-
-        A tile needs eight accumulators to hide the latency of multiply-add.
-        """
-        spec = self.spec
-        if len(spec.rows.phases) * len(spec.columns.phases) > 1:
-            return 1
-        width, height = spec.columns.count, spec.rows.count
-        best, best_cost = 1, float("inf")
-        for lines in range(1, min(height, 8) + 1):
-            tiles = even_chunks(lines * width, self.tallest[self.vectors])
-            work = 4 * lines * width * self.vectors
-            if height % lines or (lines > 1 and work > _TILES):
-                continue
-            cost = sum(max(t * self.vectors, 8) + 2 for t in tiles) / (lines * width)
-            if cost < 0.95 * best_cost:
-                best, best_cost = lines, cost
-        return best
-
-    def _block_rows(self) -> int:
-        """Output rows (of each phase) per block: few enough for the second level cache, and so many
-        that two threads have about as much to do with one image."""
-        spec = self.spec
-        total = spec.rows.count
-        wanted = -(-_PARTS // (spec.groups * spec.panels))
-        if isinstance(spec.batch, int):
-            wanted = -(-wanted // max(1, spec.batch))
-
-        def height(blocks: int) -> int:
-            rows = -(-total // max(1, blocks))
-            return max(1, -(-rows // self.lines) * self.lines)
-
-        blocks, most = max(1, min(total, wanted)), self.target.l2 // 2
-        while height(blocks) > self.lines and self._bytes_read(height(blocks)) > most:
-            blocks += 1
-        more = range(blocks, max(blocks, min(total, 2 * blocks)) + 1)
-        return min((height(n) for n in more), key=lambda rows: (self._slower_half(rows), -rows))
-
-    def _slower_half(self, rows: int) -> int:
-        """Estimated nanoseconds for one image of the slower of two threads, if blocks have so many
-        rows. Ranges of tasks count units of a block and a panel of weights."""
-        spec = self.spec
-        parts = spec.groups * spec.panels
-        heights = [min(rows, spec.rows.count - at) for at in range(0, spec.rows.count, rows)]
-        per_image = spec.flops.coef if isinstance(spec.flops, Dim) else spec.flops
-        images = spec.batch if isinstance(spec.batch, int) else 1
-        per_row = per_image // max(1, images * spec.rows.count * parts)
-        units = [(k, h * per_row) for k, h in enumerate(heights) for _ in range(parts)]
-        copied = self._copy(rows).bytes if self.copied else 0
-        panel = spec.panel_elements * spec.dtype.itemsize
-        middle = len(units) // 2
-
-        def cost(half: list[tuple[int, int]]) -> int:
-            read = copied * len({k for k, _ in half}) + panel * len(half)
-            return Cost.of(sum(work for _, work in half), read).fixed
-
-        return max(cost(units[:middle]), cost(units[middle:]))
-
-    def _bytes_read(self, rows: int) -> int:
-        """Bytes of the input, or of its copy, that a block of so many output rows reads."""
-        spec = self.spec
-        if self.copied:
-            return self._copy(rows).bytes
-        pixels = 1
-        for axis, count in ((spec.rows, rows), (spec.columns, spec.columns.count)):
-            taps = max(phase.taps for phase in axis.phases)
-            pixels *= min(axis.extent(count), count * taps)
-        return pixels * spec.inputs * spec.dtype.itemsize
-
-    def _splits(self) -> bool:
-        """Whether all tiles of a block are summed over one kernel row after the other.
-
-        Each tile reads the weights of a whole panel. Where these do not stay in the second level
-        cache beside the block, those of one kernel row do, for all tiles of the block.
-        """
-        spec = self.spec
-        rows = spec.rows.phases
-        # The image keeps the sums.
-        keeps = self.epilogue.outputs[0] is spec.dtype and self.epilogue.pool is None
-        if len(rows) > 1 or rows[0].taps < 2 or not keeps:
-            return False
-        panel = spec.panel_elements * spec.dtype.itemsize
-        return panel + self._bytes_read(self.block_rows) > self.target.l2
 
     # -- the kernel
 
     def kernel(self) -> Kernel:
         f, spec = self.f, self.spec
         parts = spec.groups * spec.panels
-        blocks = -(-spec.rows.count // self.block_rows)
+        blocks = -(-spec.rows.count // self.cut.block_rows)
         batch = extent(f, spec.batch)
         work = times(f, batch, blocks * parts)
         tasks = max(1, min(MAX_TASKS, work)) if isinstance(work, int) else MAX_TASKS
@@ -336,10 +220,10 @@ class _Writer:
         """Every range packs a weight that is not, and may copy a block that another one copies."""
         if self.spec.weight is not None:
             return 1
-        return 2 if self.copied else MAX_CUTS
+        return 2 if self.cut.copied else MAX_CUTS
 
     def _block_bytes(self) -> int:
-        return -(-self.copy.bytes // 64) * 64 if self.copied else 0
+        return -(-self.cut.copy.bytes // 64) * 64 if self.cut.copied else 0
 
     def _weight_bytes(self) -> int:
         spec = self.spec
@@ -360,8 +244,8 @@ class _Writer:
             source = conv_source(spec.weight, spec.panel, spec.flip, spec.groups)
             self.helpers = pack_function(f"{self.symbol}_pack", source[0], self.target)
         with f.when(f.emit(f"icmp slt i64 {first}, {stop}")):
-            if self.copied:
-                self.copy.clear(f, "%scratch")
+            if self.cut.copied:
+                self.cut.copy.clear(f, "%scratch")
             if source is not None:
                 with f.loop(spec.groups * spec.panels) as loop:
                     group = quotient(f, loop.index, spec.panels)
@@ -383,15 +267,15 @@ class _Writer:
         f, spec = self.f, self.spec
         elements = spec.rows.size * spec.columns.size * spec.x_pitch
         start = f.element(self.x, self.scalar, times(f, image, elements))
-        row = times(f, block, self.block_rows * spec.rows.advance)
-        if not self.copied:
-            return f.element(start, self.scalar, times(f, row, self.pitch))
-        if not self.keeps_image:
-            self.copy.fill(f, "%scratch", start, row)
+        row = times(f, block, self.cut.block_rows * spec.rows.advance)
+        if not self.cut.copied:
+            return f.element(start, self.scalar, times(f, row, self.cut.pitch))
+        if not self.cut.keeps_image:
+            self.cut.copy.fill(f, "%scratch", start, row)
             return "%scratch"
         with f.when(begins):
-            self.copy.fill(f, "%scratch", start, 0)
-        return f.element("%scratch", self.scalar, times(f, row, self.pitch))
+            self.cut.copy.fill(f, "%scratch", start, 0)
+        return f.element("%scratch", self.scalar, times(f, row, self.cut.pitch))
 
     def _part(self, image: Size, block: Size, part: Size, source: str, weights: str) -> None:
         """One panel of output channels for a block of rows."""
@@ -427,15 +311,15 @@ class _Writer:
         f, spec = self.f, self.spec
         taps = columns.first_tap + rows.first_tap * spec.kernel[1]
         b = f.element(b, self.scalar, taps * self.group_inputs * spec.panel)
-        a = f.element(a, self.scalar, rows.at * self.pitch + columns.at * self.pixel)
-        start = times(f, block, self.block_rows)
-        count = least(f, minus(f, rows.count, start), self.block_rows)
+        a = f.element(a, self.scalar, rows.at * self.cut.pitch + columns.at * self.cut.pixel)
+        start = times(f, block, self.cut.block_rows)
+        count = least(f, minus(f, rows.count, start), self.cut.block_rows)
         outputs = _Block(image, start, count, column, width)
-        if not self.splits:
+        if not self.cut.splits:
             self._lines(outputs, a, b, rows, columns, self.epilogue)
             return
         one = replace(rows, taps=1)
-        down = rows.tap_advance * self.pitch
+        down = rows.tap_advance * self.cut.pitch
         row = rows.tap_step * spec.kernel[1] * self.group_inputs * spec.panel
         sums = TileEpilogue((spec.dtype,), self.epilogue.bias, accumulate=True)
         with f.loop(rows.taps - 1) as tap:
@@ -461,19 +345,19 @@ class _Writer:
         """All outputs of one phase in a block."""
         f = self.f
         vectors = -(-block.width // self.lanes)
-        tiles = runs(self._heights(columns, self.tallest[vectors]))
-        with f.loop(block.count, step=self.lines) as loop:
-            line = f.element(a, self.scalar, times(f, loop.index, rows.advance * self.pitch))
+        tiles = runs(self._heights(columns, self.cut.tallest[vectors]))
+        with f.loop(block.count, step=self.cut.lines) as loop:
+            line = f.element(a, self.scalar, times(f, loop.index, rows.advance * self.cut.pitch))
             y = plus(f, times(f, plus(f, block.start, loop.index), rows.step), rows.first)
-            y = quotient(f, y, self.window[0])
-            y = plus(f, times(f, block.image, self.stored[0]), y)
-            row = plus(f, times(f, y, self.stored[1]), columns.first)
+            y = quotient(f, y, self.cut.window[0])
+            y = plus(f, times(f, block.image, self.cut.stored[0]), y)
+            row = plus(f, times(f, y, self.cut.stored[1]), columns.first)
             self._tiles(line, b, row, block, tiles, rows, columns, epilogue, keep)
 
     def _heights(self, columns: Phase, tallest: int) -> list[int]:
-        """Outputs per tile of ``self.lines`` rows: pixels or, if they are pooled, windows."""
-        down, across = self.window
-        outputs = self.lines // down * (columns.count // across)
+        """Outputs per tile of ``cut.lines`` rows: pixels or, if they are pooled, windows."""
+        down, across = self.cut.window
+        outputs = self.cut.lines // down * (columns.count // across)
         return even_chunks(outputs, max(1, tallest // (down * across)))
 
     def _tiles(
@@ -488,15 +372,15 @@ class _Writer:
         epilogue: TileEpilogue,
         keep: str,
     ) -> None:
-        """``self.lines`` rows of the output, as many tiles of each height as ``tiles`` says."""
+        """``cut.lines`` rows of the output, as many tiles of each height as ``tiles`` says."""
         f, spec = self.f, self.spec
-        if self.lines > self.window[0]:
+        if self.cut.lines > self.cut.window[0]:
             tiles = [(t, at + k * t, 1) for t, at, n in tiles for k in range(n)]
         for height, first, how_many in tiles:
             tile, origin = self._tile(height, first, block.width, rows, columns)
             with f.loop(how_many) as loop:
-                step = height * self.window[1] * columns.advance
-                moved = times(f, loop.index, step * self.pixel)
+                step = height * self.cut.window[1] * columns.advance
+                moved = times(f, loop.index, step * self.cut.pixel)
                 here = f.element(a, self.scalar, plus(f, moved, origin))
                 pixel = plus(f, times(f, loop.index, height * columns.step), first * columns.step)
                 args = [("ptr", here), ("ptr", b)]
@@ -520,14 +404,13 @@ class _Writer:
     ) -> tuple[Tile, int]:
         """The tile of outputs ``first`` and following, and the offset in A of its first row."""
         spec = self.spec
-        down, across = self.window
+        down, across = self.cut.window
         pixels = [divmod(output, columns.count) for output in range(first, first + height)]
         if down * across > 1:
             of_row = range(first * across, (first + height) * across)
             pixels = [(y, x) for y in range(down) for x in of_row]
-        offsets = [
-            y * rows.advance * self.pitch + x * columns.advance * self.pixel for y, x in pixels
-        ]
+        row, column = rows.advance * self.cut.pitch, columns.advance * self.cut.pixel
+        offsets = [y * row + x * column for y, x in pixels]
         vectors = -(-width // self.lanes)
         step = columns.step * spec.y_pitch
         tile = Tile(
@@ -548,10 +431,11 @@ class _Writer:
             return ()
         tap = self.group_inputs * spec.panel
         down = Reduction(
-            rows.taps, rows.tap_advance * self.pitch, rows.tap_step * spec.kernel[1] * tap
+            rows.taps, rows.tap_advance * self.cut.pitch, rows.tap_step * spec.kernel[1] * tap
         )
-        together = columns.tap_advance == columns.tap_step == 1 and self.pixel == spec.inputs
+        together = columns.tap_advance == columns.tap_step == 1 and self.cut.pixel == spec.inputs
         if spec.groups == 1 and (columns.taps == 1 or together):
             return down, Reduction(columns.taps * spec.inputs, 1, spec.panel)
-        across = Reduction(columns.taps, columns.tap_advance * self.pixel, columns.tap_step * tap)
+        advance = columns.tap_advance * self.cut.pixel
+        across = Reduction(columns.taps, advance, columns.tap_step * tap)
         return down, across, Reduction(self.group_inputs, 1, spec.panel)

@@ -16,8 +16,8 @@ from functools import reduce
 from itertools import groupby
 
 from .brgemm import Tile
+from .contraction import Contraction
 from .emitter import Lane, VectorEmitter, scalar_type
-from .epilogue import Contraction
 from .image import Convolution, Phase, even_chunks
 from .kernel import (
     MAX_CUTS,

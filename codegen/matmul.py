@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..ir.graph import Graph, Node
 from ..ir.types import Dim, DType, TensorType, numel
-from .epilogue import Contraction, contraction_of
+from .contraction import Contraction, contraction_of
 from .gemm import gemm_kernel
 from .gemm_blocking import Gemm, is_one_block
 from .kernel import Kernel, traffic

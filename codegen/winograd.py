@@ -16,8 +16,9 @@ from functools import partial
 from ..ir.ops.winograd import INPUT, KERNEL, OUTPUT, WEIGHT
 from ..ir.types import DType, TensorType, float32
 from .brgemm import MicroKernels, Reduction, Tile, halving_rows, register_rows
+from .contraction import Contraction
 from .emitter import Lane, VectorEmitter, scalar_type
-from .epilogue import Contraction, TileEpilogue
+from .epilogue import TileEpilogue
 from .image import Convolution
 from .kernel import (
     MAX_TASKS,

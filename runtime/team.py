@@ -26,7 +26,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from ..codegen import spmd
+from ..codegen import spmd, waiting
 from ..errors import CompileError
 from . import settings
 from .placement import Placement
@@ -70,7 +70,7 @@ def team_ir(triple: str) -> str:
     @nw_pool_ticks()`` reads the clock that spinning is measured with. Workers run ``ptr
     @nw_pool_worker(ptr line)``.
     """
-    return "\n".join([spmd.wait_ir(triple), _TEAM_IR, *sorted(spmd.declarations(triple)), ""])
+    return "\n".join([waiting.wait_ir(triple), _TEAM_IR, *sorted(spmd.declarations(triple)), ""])
 
 
 _TICKET = f"[{spmd.TICKET_WORDS} x i64]"
@@ -329,7 +329,7 @@ class Team:
 
 def available() -> bool:
     """Whether this platform has a pool; if not, every program runs on the calling thread."""
-    return spmd.threads_supported(spmd.host_triple())
+    return waiting.threads_supported(waiting.host_triple())
 
 
 @functools.lru_cache(maxsize=1)
@@ -337,7 +337,7 @@ def native() -> Library:
     """The code of `team_ir` for this machine."""
     from . import jit
 
-    return jit.load(team_ir(spmd.host_triple()), key_parts={"kind": "thread pool"})
+    return jit.load(team_ir(waiting.host_triple()), key_parts={"kind": "thread pool"})
 
 
 @functools.lru_cache(maxsize=1)

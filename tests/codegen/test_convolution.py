@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import netwright.ir.ops  # noqa: F401
+from netwright.codegen.contraction import contraction_of
+from netwright.codegen.conv_blocking import Blocking
 from netwright.codegen.conv_grad_weight import emit_conv_grad_weight
-from netwright.codegen.convolution import _Writer, convolution_of, emit_convolution
-from netwright.codegen.epilogue import contraction_of
+from netwright.codegen.convolution import convolution_of, emit_convolution
 from netwright.codegen.packing import choose_panel, pack_conv
 from netwright.codegen.target import AVX512, Target, host
 from netwright.ir.graph import Graph, Node
@@ -228,7 +229,7 @@ def test_two_threads_have_equally_many_rows_of_one_image(case: Any) -> None:
     assert found is not None
     spec = convolution_of(found, target)
     assert spec is not None
-    height, rows = node.type.shape[1], _Writer(found, spec, 3, target).block_rows
+    height, rows = node.type.shape[1], Blocking(spec, found.epilogue, target).block_rows
     blocks = [min(rows, height - at) for at in range(0, height, rows)]
     units = [n for n in blocks for _ in range(spec.panels)]
     halves = sum(units[: len(units) // 2]), sum(units[len(units) // 2 :])

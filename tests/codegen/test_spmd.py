@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from netwright.codegen import spmd
+from netwright.codegen import spmd, waiting
 from netwright.codegen.chunks import HALVINGS, TAPERED
 from netwright.codegen.llvm import assembly, module_text
 from netwright.codegen.target import AVX2, NEON, host
 
 needs_threads = pytest.mark.skipif(
-    not spmd.threads_supported(spmd.host_triple()), reason="no native threads here"
+    not waiting.threads_supported(waiting.host_triple()), reason="no native threads here"
 )
 MANY = 8
 
@@ -86,8 +86,8 @@ class Thread:
 @pytest.fixture
 def team(link: Callable[..., int]) -> Team:
     text = module_text(
-        [spmd.sharing_ir(spmd.host_triple()), spmd.ticket_ir()],
-        spmd.declarations(spmd.host_triple()),
+        [spmd.sharing_ir(waiting.host_triple()), spmd.ticket_ir()],
+        spmd.declarations(waiting.host_triple()),
     )
     word, address = ctypes.c_int64, ctypes.c_void_p
     types = {
@@ -346,12 +346,13 @@ def test_it_compiles_for_other_machines(target):
 
 
 def test_the_constant_is_the_one_for_this_machine():
-    assert spmd.sharing_ir(spmd.host_triple()) == spmd.SHARING_IR
-    assert spmd.threads_supported(spmd.host_triple()) == spmd.threads_supported(host().triple)
+    assert spmd.sharing_ir(waiting.host_triple()) == spmd.SHARING_IR
+    here, there = waiting.host_triple(), host().triple
+    assert waiting.threads_supported(here) == waiting.threads_supported(there)
 
 
 def test_where_threads_are_not_supported_nothing_is_shared():
     for triple in ("x86_64-apple-darwin", "x86_64-pc-windows-msvc", "riscv64-unknown-linux-gnu"):
-        assert not spmd.threads_supported(triple)
+        assert not waiting.threads_supported(triple)
         assert "call" not in spmd.sharing_ir(triple)
         assert spmd.declarations(triple) == frozenset()
