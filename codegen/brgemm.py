@@ -56,7 +56,10 @@ class Tile:
     include those of the loops in it; without loops the tile is what the epilogue starts from.
     ``padded`` says that B may be read to the end of its last vector; ``b_vectors`` are the offsets
     of the vectors of a row of B if they are not neighbours. ``b_ahead``, if not 0, is how many
-    elements before their use B's vectors are asked for from the second level cache.
+    elements before their use B's vectors are asked for from the second level cache. ``asks`` says that
+    each step of the reduction, which then is one loop, asks the second level cache for a line of
+    something else. ``b_copy``, if not 0, is how many elements apart the tile writes the rows of B that
+    it reads to a copy of them; its reduction is one loop, too.
     """
 
     dtype: DType
@@ -70,6 +73,8 @@ class Tile:
     c_pitch: int = 1
     b_vectors: tuple[int, ...] = ()
     b_ahead: int = 0
+    asks: bool = False
+    b_copy: int = 0
 
     @property
     def rows(self) -> int:
@@ -163,8 +168,12 @@ class Interleaved(Epilogue, Protocol):
 def micro_kernel(
     symbol: str, tile: Tile, epilogue: Epilogue, counts: Sequence[str] = ()
 ) -> Function:
-    """``void @symbol(ptr a, ptr b, <epilogue's parameters>, i64 counts..., [ptr sums], [i64 0])``.
+    """``void @symbol(ptr a, ptr b, <epilogue's parameters>, i64 counts..., [ptr copy],
+    [ptr next, i64 pitch], [ptr sums], [i64 0])``.
 
+    A tile that ``asks`` asks for the line at ``next`` in the first step of the reduction, and in
+    each of the others for one that is ``pitch`` bytes further (those of an unrolled loop's last
+    steps are left out).
     ``sums`` is private memory for a tile whose reduction is ``blocked``. The zero is there if the
     rows of the tile overlap in memory. Otherwise LLVM would find out that one row reads elements
     that another has read, and would keep all of them in registers that the accumulators need; added
@@ -173,6 +182,10 @@ def micro_kernel(
     params = [("ptr noalias readonly", "a"), ("ptr noalias readonly", "b")]
     params += epilogue.params()
     params += [("i64", name) for name in counts]
+    if tile.b_copy:
+        params.append(("ptr noalias", "copy"))
+    if tile.asks:
+        params += [("ptr", "next"), ("i64", "pitch")]
     if tile.blocked:
         params.append(("ptr noalias", "sums"))
     if tile.overlap:
@@ -215,6 +228,7 @@ class _Product:
         self.fma = e.intrinsic("fma", tile.dtype)
         self.work = tile.rows * tile.vectors
         # The scheduler for AArch64 moves loads up until it spills; smaller blocks stop it.
+        self.copy = ""
         self.straightest = _UNROLLED if tile.lanes * self.size > 16 else _UNROLLED // 2
         f.declare(f"declare {self.kind} @{self.fma}({', '.join([self.kind] * 3)})")
 
@@ -288,6 +302,8 @@ class _Product:
         """The loops from the given one inwards, starting at the addresses ``a`` and ``b``."""
         total = _constant_trips(loops)
         if total is not None and total * self.work <= self.straightest:
+            if self.tile.b_copy:
+                self.copy = self._place_of(a, "%copy", str(self.tile.b_copy * self.size))
             return self.straight(loops, a, b, sums)
         head, inner = loops[0], loops[1:]
         if not inner:
@@ -332,12 +348,27 @@ class _Product:
         else:
             trips = self.f.emit(f"udiv i64 {loop.count}, {unroll}")
             left = self.f.emit(f"urem i64 {loop.count}, {unroll}")
-        with self._loop(trips, a, b, sums) as main:
+        more = []
+        if self.tile.b_copy:
+            more.append(("ptr", self._place_of(a, "%copy", str(self.tile.b_copy * self.size))))
+        if self.tile.asks:
+            more.append(("ptr", self._place_of(a, "%next", "%pitch")))
+        with self._loop(trips, a, b, sums, more) as main:
             a, b, *sums = main.carried
+            places, sums = sums[self.work :], sums[: self.work]
+            after = []
+            if self.tile.b_copy:
+                self.copy = places[0]
+                after.append(self._at(self.copy, unroll * self.tile.b_copy))
+            if self.tile.asks:
+                after.append(self._ask(places[-1], unroll))
             sums = self.straight([block], a, b, sums)
             step = unroll * loop.a_step, unroll * loop.b_step
-            main.next = [self._at(a, step[0]), self._at(b, step[1]), *sums]
+            main.next = [self._at(a, step[0]), self._at(b, step[1]), *sums, *after]
         a, b, *sums = main.results
+        if self.tile.b_copy:
+            self.copy = sums[self.work]
+        del sums[self.work :]
         if isinstance(loop.count, int):
             return a, b, self.straight([Reduction(rest, loop.a_step, loop.b_step)], a, b, sums)
         if unroll == 1:
@@ -353,6 +384,10 @@ class _Product:
         """One index of the reduction: the outer product of a column of A and a row of B."""
         tile, kind = self.tile, self.kind
         vectors = [self._load_b(b, at[1], j) for j in range(tile.vectors)]
+        if tile.b_copy:
+            row = at[1] // tile.loops[0].b_step * tile.b_copy
+            for j, vector in enumerate(vectors):
+                self.f.store(kind, vector, self._at(self.copy, row + j * tile.lanes), self.size)
         result = []
         for i, row in enumerate(tile.a_rows):
             element = self.f.load(self.scalar, self._at(self._hidden(a, i), row + at[0]), self.size)
@@ -362,6 +397,21 @@ class _Product:
                 operands = f"{kind} {splat}, {kind} {vector}, {kind} {old}"
                 result.append(self.f.emit(f"call {kind} @{self.fma}({operands})"))
         return result
+
+    def _place_of(self, a: str, first: str, pitch: str) -> str:
+        """The address of what belongs to the step at ``a``, if that of each step is ``pitch`` bytes
+        from the one before and that of the first is ``first``."""
+        f, step = self.f, self.tile.loops[0].a_step * self.size
+        start, here = f.emit("ptrtoint ptr %a to i64"), f.emit(f"ptrtoint ptr {a} to i64")
+        done = f.emit(f"sdiv exact i64 {f.emit(f'sub i64 {here}, {start}')}, {step}")
+        return f.emit(f"getelementptr i8, ptr {first}, i64 {f.emit(f'mul i64 {done}, {pitch}')}")
+
+    def _ask(self, line: str, steps: int) -> str:
+        """Asks for the lines of so many steps, from ``line`` on; returns the one after them."""
+        for _ in range(steps):
+            self.f.prefetch(line, level=2)
+            line = self.f.emit(f"getelementptr i8, ptr {line}, i64 %pitch")
+        return line
 
     def _load_b(self, b: str, offset: int, vector: int) -> str:
         places = self.tile.b_vectors
@@ -389,9 +439,14 @@ class _Product:
         return self.f.emit(f"getelementptr inbounds i8, ptr {base}, i64 {elements * self.size}")
 
     def _loop(
-        self, count: int | str, a: str, b: str, sums: list[str]
+        self,
+        count: int | str,
+        a: str,
+        b: str,
+        sums: list[str],
+        more: Sequence[tuple[str, str]] = (),
     ) -> AbstractContextManager[Loop]:
-        carry = [("ptr", a), ("ptr", b), *((self.kind, s) for s in sums)]
+        carry = [("ptr", a), ("ptr", b), *((self.kind, s) for s in sums), *more]
         return self.f.loop(count, carry=carry)
 
     def _unroll(self, count: int | str) -> int:
