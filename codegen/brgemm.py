@@ -56,10 +56,9 @@ class Tile:
     include those of the loops in it; without loops the tile is what the epilogue starts from.
     ``padded`` says that B may be read to the end of its last vector; ``b_vectors`` are the offsets
     of the vectors of a row of B if they are not neighbours. ``b_ahead``, if not 0, is how many
-    elements before their use B's vectors are asked for from the second level cache. ``asks`` says that
-    each step of the reduction, which then is one loop, asks the second level cache for a line of
-    something else. ``b_copy``, if not 0, is how many elements apart the tile writes the rows of B that
-    it reads to a copy of them; its reduction is one loop, too.
+    elements before their use B's vectors are asked for from the second level cache. ``b_copy``, if
+    not 0, says that the rows of B are also written, so many elements apart, to a copy that later
+    tiles read; the reduction is then one loop of a number of steps, and all vectors are stored.
     """
 
     dtype: DType
@@ -73,7 +72,6 @@ class Tile:
     c_pitch: int = 1
     b_vectors: tuple[int, ...] = ()
     b_ahead: int = 0
-    asks: bool = False
     b_copy: int = 0
 
     @property
@@ -168,24 +166,22 @@ class Interleaved(Epilogue, Protocol):
 def micro_kernel(
     symbol: str, tile: Tile, epilogue: Epilogue, counts: Sequence[str] = ()
 ) -> Function:
-    """``void @symbol(ptr a, ptr b, <epilogue's parameters>, i64 counts..., [ptr copy],
-    [ptr next, i64 pitch], [ptr sums], [i64 0])``.
+    """``void @symbol(ptr a, ptr b, <epilogue's parameters>, i64 counts..., [ptr copy], [ptr sums],
+    [i64 0])``.
 
-    A tile that ``asks`` asks for the line at ``next`` in the first step of the reduction, and in
-    each of the others for one that is ``pitch`` bytes further (those of an unrolled loop's last
-    steps are left out).
+    ``copy`` is where a tile with ``b_copy`` writes the rows of B.
     ``sums`` is private memory for a tile whose reduction is ``blocked``. The zero is there if the
     rows of the tile overlap in memory. Otherwise LLVM would find out that one row reads elements
     that another has read, and would keep all of them in registers that the accumulators need; added
     to an address, the zero hides this.
     """
+    if tile.b_copy and (len(tile.loops) != 1 or tile.steps is None):
+        raise ValueError(f"a tile copies B in one loop of a known length, not in {tile.loops}")
     params = [("ptr noalias readonly", "a"), ("ptr noalias readonly", "b")]
     params += epilogue.params()
     params += [("i64", name) for name in counts]
     if tile.b_copy:
         params.append(("ptr noalias", "copy"))
-    if tile.asks:
-        params += [("ptr", "next"), ("i64", "pitch")]
     if tile.blocked:
         params.append(("ptr noalias", "sums"))
     if tile.overlap:
@@ -227,8 +223,8 @@ class _Product:
         self.size = tile.dtype.itemsize
         self.fma = e.intrinsic("fma", tile.dtype)
         self.work = tile.rows * tile.vectors
+        self.copy = ""  # where the row of B at the present address goes
         # The scheduler for AArch64 moves loads up until it spills; smaller blocks stop it.
-        self.copy = ""
         self.straightest = _UNROLLED if tile.lanes * self.size > 16 else _UNROLLED // 2
         f.declare(f"declare {self.kind} @{self.fma}({', '.join([self.kind] * 3)})")
 
@@ -302,8 +298,7 @@ class _Product:
         """The loops from the given one inwards, starting at the addresses ``a`` and ``b``."""
         total = _constant_trips(loops)
         if total is not None and total * self.work <= self.straightest:
-            if self.tile.b_copy:
-                self.copy = self._place_of(a, "%copy", str(self.tile.b_copy * self.size))
+            self.copy = self._copy_at(a)
             return self.straight(loops, a, b, sums)
         head, inner = loops[0], loops[1:]
         if not inner:
@@ -348,27 +343,19 @@ class _Product:
         else:
             trips = self.f.emit(f"udiv i64 {loop.count}, {unroll}")
             left = self.f.emit(f"urem i64 {loop.count}, {unroll}")
-        more = []
-        if self.tile.b_copy:
-            more.append(("ptr", self._place_of(a, "%copy", str(self.tile.b_copy * self.size))))
-        if self.tile.asks:
-            more.append(("ptr", self._place_of(a, "%next", "%pitch")))
-        with self._loop(trips, a, b, sums, more) as main:
+        copy = [("ptr", self._copy_at(a))] if self.tile.b_copy else []
+        with self._loop(trips, a, b, sums, copy) as main:
             a, b, *sums = main.carried
-            places, sums = sums[self.work :], sums[: self.work]
-            after = []
-            if self.tile.b_copy:
-                self.copy = places[0]
-                after.append(self._at(self.copy, unroll * self.tile.b_copy))
-            if self.tile.asks:
-                after.append(self._ask(places[-1], unroll))
+            if copy:
+                self.copy = sums.pop()
             sums = self.straight([block], a, b, sums)
             step = unroll * loop.a_step, unroll * loop.b_step
-            main.next = [self._at(a, step[0]), self._at(b, step[1]), *sums, *after]
+            main.next = [self._at(a, step[0]), self._at(b, step[1]), *sums]
+            if copy:
+                main.next.append(self._at(self.copy, unroll * self.tile.b_copy))
         a, b, *sums = main.results
-        if self.tile.b_copy:
-            self.copy = sums[self.work]
-        del sums[self.work :]
+        if copy:
+            self.copy = sums.pop()
         if isinstance(loop.count, int):
             return a, b, self.straight([Reduction(rest, loop.a_step, loop.b_step)], a, b, sums)
         if unroll == 1:
@@ -398,20 +385,16 @@ class _Product:
                 result.append(self.f.emit(f"call {kind} @{self.fma}({operands})"))
         return result
 
-    def _place_of(self, a: str, first: str, pitch: str) -> str:
-        """The address of what belongs to the step at ``a``, if that of each step is ``pitch`` bytes
-        from the one before and that of the first is ``first``."""
-        f, step = self.f, self.tile.loops[0].a_step * self.size
+    def _copy_at(self, a: str) -> str:
+        """Where the row of B that belongs to the step at ``a`` is copied; empty without a copy."""
+        tile, f = self.tile, self.f
+        if not tile.b_copy:
+            return ""
         start, here = f.emit("ptrtoint ptr %a to i64"), f.emit(f"ptrtoint ptr {a} to i64")
-        done = f.emit(f"sdiv exact i64 {f.emit(f'sub i64 {here}, {start}')}, {step}")
-        return f.emit(f"getelementptr i8, ptr {first}, i64 {f.emit(f'mul i64 {done}, {pitch}')}")
-
-    def _ask(self, line: str, steps: int) -> str:
-        """Asks for the lines of so many steps, from ``line`` on; returns the one after them."""
-        for _ in range(steps):
-            self.f.prefetch(line, level=2)
-            line = self.f.emit(f"getelementptr i8, ptr {line}, i64 %pitch")
-        return line
+        moved = f.emit(f"sub i64 {here}, {start}")
+        steps = f.emit(f"sdiv exact i64 {moved}, {tile.loops[0].a_step * self.size}")
+        at = f.emit(f"mul i64 {steps}, {tile.b_copy * self.size}")
+        return f.emit(f"getelementptr inbounds i8, ptr %copy, i64 {at}")
 
     def _load_b(self, b: str, offset: int, vector: int) -> str:
         places = self.tile.b_vectors
@@ -444,9 +427,9 @@ class _Product:
         a: str,
         b: str,
         sums: list[str],
-        more: Sequence[tuple[str, str]] = (),
+        copy: Sequence[tuple[str, str]] = (),
     ) -> AbstractContextManager[Loop]:
-        carry = [("ptr", a), ("ptr", b), *((self.kind, s) for s in sums), *more]
+        carry = [("ptr", a), ("ptr", b), *((self.kind, s) for s in sums), *copy]
         return self.f.loop(count, carry=carry)
 
     def _unroll(self, count: int | str) -> int:
@@ -455,10 +438,10 @@ class _Product:
         More than four (two if four rows of B leave no registers for A) make the scheduler for
         AArch64 hold so many rows of B that it spills. With AVX-512, two rows of B next to the
         largest tile leave no register for elements of A: LLVM loads both first and spills sums, for
-        some steps of A. One iteration is as fast.
+        some steps of A. One iteration is as fast. Stores to a copy of B are moved, too.
         """
         wide = self.tile.lanes * self.size == 64
-        if wide and self.work + 2 * self.tile.vectors >= 32:
+        if self.tile.b_copy or (wide and self.work + 2 * self.tile.vectors >= 32):
             return 1
         most = min(4, _UNROLLED // self.work)
         if self.tile.lanes * self.size == 16 and self.work + 4 * self.tile.vectors > 27:

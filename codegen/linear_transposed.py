@@ -246,20 +246,15 @@ class _Writer:
             self.lanes,
             (Reduction(spec.depth, 1, width * self.lanes),),
             c_pitch=width * self.lanes,
-            asks=True,
         )
         weights = f.element(self.w, self.scalar, times(f, output, spec.depth))
         args = [weights, "%scratch", into]
         if self.bias is not None:
             args.append(f.element(f"%in{self.bias}", self.scalar, output))
-        # The weights of the next tile follow. No prefetcher of hardware goes on at the next page.
-        after = times(f, plus(f, output, tall), spec.depth)
-        args.append(f.element(self.w, self.scalar, after))
         if tile.blocked:
             args.append(f.element("%scratch", "i8", self.sums_at))
             self.scratch = max(self.scratch, self.sums_at + tile.sums_bytes)
         typed = [f"ptr {a}" for a in args] + ["i64 0"] * bool(tile.overlap)
-        typed.insert(len(args) - tile.blocked, f"i64 {tall * spec.dtype.itemsize}")
         name = self.micro.name(tile, _Strip(self.bias is not None))
         f.do(f"call void @{name}({', '.join(typed)})")
 
