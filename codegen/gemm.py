@@ -9,7 +9,7 @@ units; whole runs of units of one panel are done in one go.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ..ir.types import Extent, numel
 from . import few_rows
@@ -17,6 +17,7 @@ from .brgemm import Epilogue, MicroKernels, Reduction, Tile, halving_rows
 from .epilogue import ALL_ONES, TileEpilogue
 from .few_rows import FewRows
 from .gemm_blocking import LINE, Blocking, Gemm
+from .gemm_work import Chunk, Following, Line, Run
 from .kernel import MAX_CUTS, MAX_TASKS, Kernel, TaskCount, assembled, kernel_params, symbol_for
 from .packing import PanelSource, pack_function
 from .sizes import Size, extent, greatest, least, minus, plus, quotient, remainder, times
@@ -500,48 +501,3 @@ class GemmWriter:
             self.blocking.b_mode != "direct",
             spec.c_pitch,
         )
-
-
-@dataclass(frozen=True)
-class Line:
-    """Units [first, stop) of the work; how many units of rows there are; the extents m and k."""
-
-    first: Size
-    stop: Size
-    units: Size
-    m: Size
-    k: Size
-
-
-@dataclass(frozen=True)
-class Run:
-    """Rows [row, end) of a block of A at ``a``, whose row 0 is row ``base`` of the result, and a
-    panel of the matrix B at ``b``. What is packed after that panel begins at ``later``, if that is
-    to be asked for."""
-
-    a: str
-    b: str
-    base: Size
-    row: Size
-    end: Size
-    panel: Size
-    later: str = ""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """``rows`` rows from row ``top`` of product ``item`` on, and some panels from ``first`` on."""
-
-    item: Size
-    line: Line
-    top: Size
-    rows: Size
-    first: Size
-
-
-@dataclass(frozen=True)
-class Following:
-    """The panel after one, if the condition ``there`` says that there is one."""
-
-    panel: Size
-    there: str

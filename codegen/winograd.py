@@ -460,5 +460,8 @@ class _Writer:
                     self.epilogue.finish_column(e, lines[row // down], j, window)
                     window.clear()
 
-            transform_2d(e, matrix[:height], matrix[:length], rows, load, store)
+            # The groups that they would be without pooling, for the same bits.
+            for group in row_groups(matrix[:height], self.size, self.target.registers):
+                if group.start in rows:
+                    transform_2d(e, matrix[:height], matrix[:length], group, load, store)
         return f
