@@ -449,15 +449,15 @@ def _pack(
 
     tile = first_fast(winograd.is_faster)
 
+    def linear(rows: Extent, depth: int, outputs: int, dtype: DType) -> str:
+        count = rows.at(made.batch) if isinstance(rows, Dim) else rows
+        return linear_operator(count, depth, outputs, dtype, target)
+
     choices = None
     if options.tune:
         from .tuning import Rules, tune
 
-        choices = tune(graph, made.batch, Rules(target, tile, tiles), ledger)
-
-    def linear(rows: Extent, depth: int, outputs: int, dtype: DType) -> str:
-        count = rows.at(made.batch) if isinstance(rows, Dim) else rows
-        return linear_operator(count, depth, outputs, dtype, target)
+        choices = tune(graph, made.batch, Rules(target, tile, tiles, linear), ledger)
 
     return pack_weights(
         graph,

@@ -21,7 +21,14 @@ from .codegen.program import Program, emit_program
 from .codegen.target import Target
 from .ir.graph import Graph, Value
 from .ir.types import DType, TensorType, shape_at
-from .passes.pack_weights import Choice, ChooseTile, Product, pack_weights, products
+from .passes.pack_weights import (
+    Choice,
+    ChooseLinear,
+    ChooseTile,
+    Product,
+    pack_weights,
+    products,
+)
 from .passes.plan_memory import plan_memory
 from .passes.rewriting import Ledger
 from .runtime import cache, jit, settings
@@ -41,6 +48,7 @@ class Rules:
     target: Target
     choose_tile: ChooseTile
     tiles: tuple[int, ...]
+    choose_linear: ChooseLinear
 
     def panel(self, columns: int, dtype: DType) -> int:
         return choose_panel(columns, self.target, dtype)
@@ -54,7 +62,7 @@ def tune(graph: Graph, n: int, rules: Rules, ledger: Ledger) -> dict[str, Choice
     """
     found: dict[str, Choice] = {}
     known: dict[str, Choice] = {}
-    for product in products(graph):
+    for product in products(graph, rules.choose_linear):
         alone = _alone(graph, product)
         default = _Candidate(alone, product, None, rules)
         key = _key(default.program, n, rules.target)

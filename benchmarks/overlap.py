@@ -34,6 +34,9 @@ MODELS = {
     "mlp": (MLP, (1, 28, 28), 64),
 }
 """The class, the shape of a sample, and the batch of each rank."""
+FORMS = {"after": False, "during": True}
+"""When buckets travel, as ``overlap``."""
+WARM_UP = 3
 
 
 def make(kind: type[nn.Module], overlap: bool, bucket_mb: float) -> Any:
@@ -63,17 +66,14 @@ def measure(name: str, bucket_mb: float, calls: int) -> dict[str, float]:
     digests = {parallel.verify() for parallel in forms.values()}
     assert len(digests) == 1, "the two forms have different parameters"
     step = forms["after"].step
-    for _ in range(calls + WARM_UP):
+    for call in range(calls + WARM_UP):
         dist.all_gather_object(None)
         start = time.perf_counter()
         step.gradients(x, y)
-        times["gradients alone"].append(time.perf_counter() - start)
+        if call >= WARM_UP:
+            times["gradients alone"].append(time.perf_counter() - start)
         step.zero_grad()
     return {title: statistics.median(found) * 1e3 for title, found in times.items()}
-
-
-FORMS = {"after": False, "during": True}
-WARM_UP = 3
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from netwright.vision import models
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
+
 class Source(Protocol):
     """Where the modules of a framework come from."""
 

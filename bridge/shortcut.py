@@ -77,15 +77,19 @@ def shortcut_for(variant: Variant, call: Call, n: int) -> Shortcut | None:
 
 def _repeating(run: Repeat, conditions_hold: Callable[[], bool]) -> Shortcut:
     """A function and no object: such calls are as long as a few lines of Python."""
-    count, array_class, wrap = writes.count, np.ndarray, Tensor._wrap
+    count, array_class, tensor_class, wrap = writes.count, np.ndarray, Tensor, Tensor._wrap
+    is_grad_enabled = grad_mode.is_grad_enabled
 
     def shortcut(args: tuple[object, ...]) -> Tensor | None:
-        if writes.count != count or grad_mode.is_grad_enabled() or not conditions_hold():
+        if writes.count != count or is_grad_enabled() or not conditions_hold():
             return None
         arrays: Sequence[object] = args
         for a in args:
             if type(a) is not array_class:
-                arrays = [a._array if isinstance(a, Tensor) else a for a in args]
+                if type(a) is tensor_class and len(args) == 1:
+                    arrays = (a._array,)
+                else:
+                    arrays = [a._array if isinstance(a, Tensor) else a for a in args]
                 break
         result = run(arrays)
         return None if result is None else wrap(result)

@@ -76,9 +76,9 @@ class DeferredUpdate:
         return params
 
     def _shared(self) -> list[tuple[str, str]]:
-        """The update's parameters, which may be the same memory: no constant of the update is
-        loaded once and kept in a register that the tile needs."""
-        return [("ptr", name) for _, name in self.update.params()]
+        """The update's parameters, of which pointers may be the same memory: no constant of the
+        update is loaded once and kept in a register that the tile needs."""
+        return [(kind.split()[0], name) for kind, name in self.update.params()]
 
     def initial(self, e: VectorEmitter, tile: Tile) -> list[Lane | None]:
         return [None] * tile.vectors

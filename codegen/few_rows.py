@@ -78,11 +78,10 @@ class FewRows:
         f, panel = self.f, self.per_panel // self.piece
         of_panels = self.whole * panel
         pieces = of_panels + bool(self.rest)
-        # Backwards: the first tasks are those of thread 0, which begins before the others, and the
-        # last columns are the larger part of what cannot be divided equally.
+        # Forwards: the last columns, the larger part of what cannot be divided equally, are not
+        # those of thread 0, whose caches also hold what the caller does between two calls.
         at, stop = (
-            self._piece_at(minus(f, tasks, place), tasks, of_panels, pieces)
-            for place in ("%end", "%begin")
+            self._piece_at(place, tasks, of_panels, pieces) for place in ("%begin", "%end")
         )
         if panel > 1 and self.whole:
             second = f.emit(f"trunc i64 {at} to i1")

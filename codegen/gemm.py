@@ -14,11 +14,12 @@ from dataclasses import replace
 from ..ir.types import Extent, numel
 from . import few_rows
 from .brgemm import Epilogue, MicroKernels, Reduction, Tile, halving_rows
+from .chunks import MAX_CUTS
 from .epilogue import ALL_ONES, TileEpilogue
 from .few_rows import FewRows
 from .gemm_blocking import LINE, Blocking, Gemm
 from .gemm_work import Chunk, Following, Line, Run
-from .kernel import MAX_CUTS, MAX_TASKS, Kernel, TaskCount, assembled, kernel_params, symbol_for
+from .kernel import MAX_TASKS, Kernel, TaskCount, assembled, kernel_params, symbol_for
 from .packing import PanelSource, pack_function
 from .sizes import Size, extent, greatest, least, minus, plus, quotient, remainder, times
 from .target import Target

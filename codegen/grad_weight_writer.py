@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from .brgemm import MicroKernels, Reduction, Tile
+from .chunks import MAX_CUTS
 from .emitter import scalar_type
 from .epilogue import ALL_ONES, TileEpilogue
 from .grad_weight_units import Source, Units, plan_units
 from .image import PaddedCopy, WeightGradient
 from .kernel import (
-    MAX_CUTS,
     MAX_TASKS,
     Kernel,
     LocalFunctions,

@@ -55,7 +55,7 @@ class TransposedLinear:
     y_pitch: int
 
 
-def panel_vectors(depth: int, dtype: DType, target: Target) -> int:
+def panel_vectors(depth: int, target: Target) -> int:
     """Vectors of rows per panel: as wide as the widest tile, if half of the second level cache
     holds it, or half as wide, or one."""
     widest = 4 if target.registers >= 32 else 2
@@ -73,7 +73,7 @@ def is_faster(rows: int, depth: int, outputs: int, dtype: DType, target: Target)
     lanes = target.lanes(dtype)
     here = -(-rows // lanes) * lanes * outputs + lanes // 2 * rows
     there = rows * -(-outputs // lanes) * lanes + lanes // 2 * outputs
-    return panel_vectors(depth, dtype, target) > 1 and here < there
+    return panel_vectors(depth, target) > 1 and here < there
 
 
 def transposed_kernel(
@@ -135,7 +135,7 @@ class _Writer:
         self.finishers = LocalFunctions(self.symbol)
         self.lanes = target.lanes(spec.dtype)
         self.scalar = scalar_type(spec.dtype)
-        self.vectors = panel_vectors(spec.depth, spec.dtype, target)
+        self.vectors = panel_vectors(spec.depth, target)
         self.strips = -(-spec.outputs // STRIP)
         # Rows that are a multiple of 4096 bytes apart fall into one set of the first level cache,
         # which has 8 ways.

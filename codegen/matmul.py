@@ -38,6 +38,8 @@ def emit_matmul(node: Node, graph: Graph, target: Target) -> Kernel | None:
     found = contraction_of(node, operands)
     if found is None or not found.result.dtype.is_float:
         return None
+    if found.epilogue.pool is not None or found.epilogue.sums:
+        return None  # tiles know no rows of pixels
     pointers = found.pointer(0), found.pointer(1)
     moved = traffic([*operands, *node.types])
     if found.op == "linear_transposed":

@@ -105,8 +105,7 @@ def cuts_for(cost: Cost, most: int, since: int = 0) -> Callable[[Function], str]
 
     None of less than TOO_SMALL is shared; no thread's part is cut into more than ``most`` (up to
     MAX_CUTS) equal chunks, nor into chunks of less than WORTH_A_CHUNK, nor into several for batches
-    of less than ``since``. If ``most`` is MAX_CUTS, the
-    last of these ends in small ones.
+    of less than ``since``. If ``most`` is MAX_CUTS, the last of these ends in small ones.
     """
     if cost.per_sample == 0 and cost.fixed < TOO_SMALL:
         return 0
@@ -122,14 +121,14 @@ def cuts_for(cost: Cost, most: int, since: int = 0) -> Callable[[Function], str]
             much = fn.emit(f"icmp uge i64 {work}, {enough}")
             cuts = fn.emit(f"select i1 {much}, i64 {least}, i64 {cuts}")
             least *= 2
-        if since > 1 and most > 1:
-            several = fn.emit(f"icmp uge i64 %N, {since}")
-            cuts = fn.emit(f"select i1 {several}, i64 {cuts}, i64 1")
         if most >= MAX_CUTS:
             enough = fn.emit(f"mul i64 %nthreads, {WORTH_A_CHUNK}")
             much = fn.emit(f"icmp uge i64 {work}, {enough}")
             tapered = fn.emit(f"or i64 {cuts}, {TAPERED}")
             cuts = fn.emit(f"select i1 {much}, i64 {tapered}, i64 {cuts}")
+        if since > 1 and most > 1:
+            several = fn.emit(f"icmp uge i64 %N, {since}")
+            cuts = fn.emit(f"select i1 {several}, i64 {cuts}, i64 1")
         if not cost.per_sample:
             return cuts
         small = fn.emit(f"icmp ult i64 {work}, {TOO_SMALL}")

@@ -54,7 +54,6 @@ class Group:
             if waited > _SPIN_SECONDS:
                 time.sleep(_PAUSE_SECONDS)
 
-
     def spans_machines(self) -> bool:
         """Whether the processes run on more than one machine; all ranks ask together."""
         local = self.comm.Split_type(self.mpi.COMM_TYPE_SHARED)

@@ -32,7 +32,7 @@ from __future__ import annotations
 from ..ir.graph import Graph, Node
 from ..ir.ops.record import get
 from ..ir.types import TensorType
-from .region import Group, build_regions
+from .region import Group, build_regions, is_elementwise
 from .rewriting import Ledger
 from .save_pool_places import LARGEST, tiles_image
 
@@ -43,13 +43,15 @@ def fuse_elementwise_pooling(graph: Graph, ledger: Ledger | None = None) -> Grap
     """The graph with elementwise operands and users fused into max pooling."""
     ledger = ledger if ledger is not None else Ledger()
     groups: list[Group] = []
+    taken: set[str] = set()
     for node in graph.nodes:
         group: Group | None = None
         if _is_pooling(node, graph):
-            group = _with_operand(graph, node, ledger)
+            group = _with_operand(graph, node, taken, ledger)
         elif node.op == "max_pool2d_scatter":
-            group = _with_user(graph, node, ledger)
-        if group is not None and not any(set(g.members) & set(group.members) for g in groups):
+            group = _with_user(graph, node, taken, ledger)
+        if group is not None:
+            taken.update(group.members)
             groups.append(group)
     return build_regions(graph, groups)
 
@@ -64,10 +66,10 @@ def _is_pooling(node: Node, graph: Graph) -> bool:
     return node.type.dtype.is_float and height * width <= LARGEST and tiles_image(node, size)  # type: ignore[arg-type]
 
 
-def _with_operand(graph: Graph, pool: Node, ledger: Ledger) -> Group | None:
+def _with_operand(graph: Graph, pool: Node, taken: set[str], ledger: Ledger) -> Group | None:
     """The pooling, the loop that computes its operand, gathers of what that loop reads, and the
     permutation of the result in front of a flatten."""
-    loop = _operand_loop(graph, pool, ledger)
+    loop = _operand_loop(graph, pool, taken, ledger)
     permute = _channels_first(graph, pool)
     if permute is not None and (loop is not None or pool.op != "max_pool2d"):
         ledger.did(NAME, "M204", permute, "max pooling writes its result with the channels first")
@@ -87,9 +89,9 @@ def _with_operand(graph: Graph, pool: Node, ledger: Ledger) -> Group | None:
     return Group((loop.name, pool.name, *gathers, *last), "pooling", pool.name)
 
 
-def _operand_loop(graph: Graph, pool: Node, ledger: Ledger) -> Node | None:
+def _operand_loop(graph: Graph, pool: Node, taken: set[str], ledger: Ledger) -> Node | None:
     loop = graph.node(pool.operands[0])
-    if not _is_elementwise(loop):
+    if not is_elementwise(loop) or loop.name in taken:
         return None
     obstacle = _obstacle(graph, loop, graph.type(pool.operands[0]))
     if not obstacle and (len(loop.types) > 1 or graph.use_count(pool.operands[0]) > 1):
@@ -109,14 +111,16 @@ def _channels_first(graph: Graph, pool: Node) -> Node | None:
     return user if user.op == "permute" and user.attrs["dims"] == (0, 3, 1, 2) else None
 
 
-def _with_user(graph: Graph, scatter: Node, ledger: Ledger) -> Group | None:
+def _with_user(graph: Graph, scatter: Node, taken: set[str], ledger: Ledger) -> Group | None:
     """The scattered gradient and the one loop that reads it."""
     users = graph.users(scatter.value)
-    if len(users) != 1 or not _is_elementwise(users[0]):
-        if any(map(_is_elementwise, users)):
+    if len(users) != 1 or not is_elementwise(users[0]):
+        if any(map(is_elementwise, users)):
             ledger.declined(NAME, "M203", scatter, f"%{scatter.name} has several readers")
         return None
     (loop,) = users
+    if loop.name in taken:
+        return None
     obstacle = _obstacle(graph, loop, scatter.type)
     if not obstacle and graph.use_count(scatter.value) > loop.operands.count(scatter.value):
         obstacle = f"%{scatter.name} is a result"
@@ -139,12 +143,6 @@ def _obstacle(graph: Graph, loop: Node, image: TensorType) -> str:
         if shape != image.shape and not per_channel:
             return f"{value} is neither of the image nor per channel"
     return ""
-
-
-def _is_elementwise(node: Node) -> bool:
-    if node.op == "fused":
-        return bool(node.attrs["kind"] == "elementwise")
-    return get(node.op).kind == "elementwise"
 
 
 def _ops(loop: Node) -> str:

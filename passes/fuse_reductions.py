@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from ..ir.graph import Graph, Node
 from ..ir.ops.record import get
-from .region import Group, build_regions
+from .region import Group, build_regions, is_elementwise
 from .rewriting import Ledger
 
 NAME = "fuse_reductions"
@@ -41,7 +41,7 @@ def fuse_reductions(graph: Graph, ledger: Ledger | None = None) -> Graph:
         if node.op not in (*REDUCTIONS, *SUMS):
             continue
         prologue = graph.node(node.operands[0])
-        if not _is_elementwise(prologue) or prologue.name in taken:
+        if not is_elementwise(prologue) or prologue.name in taken:
             continue
         sums = node.op in SUMS
         group = Group((prologue.name, node.name), "reduction", node.name)
@@ -56,12 +56,6 @@ def fuse_reductions(graph: Graph, ledger: Ledger | None = None) -> Graph:
             ops = ", ".join(_ops(prologue))
             ledger.did(NAME, "F401", node, f"{node.op} computes its operand itself: {ops}")
     return build_regions(graph, groups)
-
-
-def _is_elementwise(node: Node) -> bool:
-    if node.op == "fused":
-        return bool(node.attrs["kind"] == "elementwise")
-    return get(node.op).kind == "elementwise"
 
 
 def _obstacle(graph: Graph, prologue: Node) -> str:

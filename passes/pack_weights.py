@@ -118,11 +118,12 @@ def _unpacked(graph: Graph, choose: ChooseLinear) -> dict[str, str]:
     return unpacked
 
 
-def products(graph: Graph) -> Iterator[Product]:
+def products(graph: Graph, choose_linear: ChooseLinear | None = None) -> Iterator[Product]:
     """The operators of a graph whose weights ``pack_weights`` packs."""
+    unpacked = _unpacked(graph, choose_linear) if choose_linear is not None else {}
     for node in graph.nodes:
         found = _anchor(node)
-        if found is None:
+        if found is None or node.name in unpacked:
             continue
         anchor, weight = found
         shape = graph.type(node.operands[weight]).shape

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import NetwrightError
 from ..ir.graph import Graph, Node, Value
+from ..ir.ops.record import get
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,13 @@ def build_regions(graph: Graph, groups: Sequence[Group]) -> Graph:
 def is_immediate(node: Node) -> bool:
     """Whether a region holds the node itself instead of taking its value as an operand."""
     return (node.op == "constant" and node.attrs["value"].size == 1) or node.op == "extent"
+
+
+def is_elementwise(node: Node) -> bool:
+    """Whether a node is an elementwise operator, or a loop of such operators."""
+    if node.op == "fused":
+        return bool(node.attrs["kind"] == "elementwise")
+    return get(node.op).kind == "elementwise"
 
 
 def external_operands(graph: Graph, members: Sequence[str]) -> set[Value]:

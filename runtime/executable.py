@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -104,8 +104,9 @@ class Executable:
         All arrays are C-contiguous and of the graph's types at batch size ``n``. What depends on
         state alone is computed again when ``version`` differs from the last call's (or is None).
         ready: is called with the number of each group of updates (`emit_program`) between two
-        segments, as soon as the group is written; not after a bad index. Raises IndexError if a
-        kernel met a label or index out of range; state is unchanged then.
+        segments, as soon as the group is written (after all segments while `recorded`); not after a
+        bad index. Raises IndexError if a kernel met a label or index out of range; state is
+        unchanged then.
         """
         with self._lock:
             available = settings.num_threads()
@@ -123,6 +124,9 @@ class Executable:
                 self._run_segments(self._run, n, threads, ready)
             else:
                 self._recorder(n, threads)
+                if ready is not None and not self._status[0]:
+                    for group in range(len(self.program.ready)):
+                        ready(group)
             if self._status[0]:
                 raise self._bad_index()
 
@@ -161,10 +165,10 @@ class Executable:
 
         def run(arrays: Sequence[object]) -> np.ndarray | None:
             with self._lock:
-                found: np.ndarray | bool | None = lend(threads, call, arrays)
+                found: np.ndarray | Literal[False] | None = lend(threads, call, arrays)
                 if found is False:
                     raise self._bad_index()
-            return found  # type: ignore[return-value]
+            return found
 
         return run
 

@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 from . import settings
 from .team import Team, available, clock, native_run
 
-__all__ = ["Pool", "available", "clock", "lend", "quiesce", "retire", "run", "shared"]
+__all__ = ["Pool", "available", "clock", "quiesce", "retire", "run", "shared"]
 
 _T = TypeVar("_T")
 
@@ -155,11 +155,6 @@ class Pool:
 def run(entry: int, args: int | None, n: int, nthreads: int | None = None) -> int:
     """`Pool.run` on the process's pool; ``nthreads`` defaults to `settings.num_threads`."""
     return shared.run(entry, args, n, settings.num_threads() if nthreads is None else nthreads)
-
-
-def lend(nthreads: int, call: Callable[..., _T], args: Sequence[object]) -> _T:
-    """`Pool.lend` on the process's pool."""
-    return shared.lend(nthreads, call, args)
 
 
 def _check(nthreads: int) -> None:

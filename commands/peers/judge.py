@@ -95,7 +95,8 @@ class Judge:
         named = dict(wide.model.named_parameters())
         parameters = [named[name] for name in self._parameters]
         for i, parameter in enumerate(parameters):
-            parameter.grad = wide.library.from_numpy(got[2 * i + 1].copy())
+            if parameter.requires_grad:
+                parameter.grad = wide.library.from_numpy(got[2 * i + 1].copy())
         wide.optimizer.step()
         largest = 0.0
         for i, (name, parameter) in enumerate(zip(self._parameters, parameters, strict=True)):

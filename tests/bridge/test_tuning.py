@@ -69,6 +69,25 @@ def test_the_fastest_candidate_wins_only_if_it_is_clearly_faster(
     assert run(model, other, tune=True)[0].explain().count("U101") == 2
 
 
+def test_weights_that_no_kernel_reads_packed_are_not_measured(
+    own_cache: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of linear layers in a step, which change in every call; a frozen one is packed."""
+    measured: list[str] = []
+
+    def note(key: str, alone: Any, product: Any, default: Any, *more: Any) -> Choice:
+        measured.append(product.node.source.module)
+        return default.choice
+
+    monkeypatch.setattr(tuning, "_measured", note)
+    network = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 20, bias=False))
+    network[0].weight.requires_grad_(False)
+    optimizer = nw.optim.SGD(network.parameters(), lr=0.1)
+    step = nw.compile(network, loss=nn.CrossEntropyLoss(), optimizer=optimizer, tune=True)
+    step(nw.randn(64, 40), nw.tensor(np.arange(64) % 20))
+    assert measured == ["0"]
+
+
 def test_relaxed_accuracy_allows_larger_tiles(model: nn.Module) -> None:
     x = nw.randn(2, 16, 8, 8)
     relaxed, y = run(model, x, accuracy="relaxed")

@@ -82,9 +82,15 @@ def test_two_threads_get_about_as_many_columns_each(
     entry = kind(link(text, kernel.symbol))
     entry(*[a.ctypes.data for a in arguments], 1, 0, kernel.tasks.at(1) // 2)
     first = np.count_nonzero(~np.isnan(arguments[0]))
-    assert first >= features // 2, "thread 0, which begins first, takes the larger part"
+    assert first <= features // 2, "thread 0, whose caches hold more, takes the smaller part"
     assert abs(2 * first - features) <= 32
 
 
-def test_nothing_is_spilled(asm_for: Any, target: Target) -> None:
-    assert asm_for(product(196, float32, target, 392), target).spills == 0
+@pytest.mark.parametrize("features", [40, 196])  # several panels at a time, halves of one
+@pytest.mark.parametrize("dtype", [float32, float64], ids=lambda d: d.short)
+def test_reading_is_in_full_vectors_that_stay_in_registers(
+    asm_for: Any, target: Target, features: int, dtype: DType
+) -> None:
+    code = asm_for(product(features, dtype, target, 392), target)
+    assert code.spills == 0
+    assert max(code.widths) >= 8

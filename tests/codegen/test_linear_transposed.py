@@ -57,7 +57,7 @@ def test_few_vectors_fit_a_small_cache(single: Any) -> None:
     widths = []
     for vectors in (4, 2, 1):
         small = replace(host(), l2=2 * 100 * vectors * host().vector_bytes)
-        widths.append(panel_vectors(100, float32, small))
+        widths.append(panel_vectors(100, small))
         node = single(emit_matmul, "linear_transposed", types, target=small)
         found += node.outputs(*arrays, n=len(arrays[0]))
     assert widths == ([4, 2, 1] if host().registers >= 32 else [2, 2, 1])

@@ -397,3 +397,30 @@ def test_blocks_of_rows_are_equally_high(rows: Extent, depth: int, heights: set[
     units = -(-rows.at(1) // cut.unit) if isinstance(rows, Dim) else -(-rows // cut.unit)
     found = {min(cut.row_block, units - at) for at in range(0, units, cut.row_block)}
     assert found <= heights
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs"),
+    [
+        (
+            "avg_pool2d",
+            {
+                "kernel_size": (2, 2), "stride": (2, 2), "padding": ((0, 0), (0, 0)),
+                "ceil_mode": False, "count_include_pad": True, "divisor_override": None,
+            },
+        ),
+        ("adaptive_avg_pool2d", {"output_size": (4, 1)}),
+    ],
+    ids=["windows", "rows"],
+)  # fmt: skip
+def test_a_product_does_not_pool(op: str, attrs: dict[str, Any]) -> None:
+    """Epilogues of convolutions do; the tiles of a product know no windows of pixels."""
+    body, types = Graph("body"), [f32(N, 4, 4, 8), f32(16, 8)]
+    product = body.add(
+        "linear", *(body.add("input", path=str(i), type=t) for i, t in enumerate(types))
+    )
+    pooled = body.add(op, product, layout="NHWC", **attrs)
+    results = [pooled] if op == "avg_pool2d" else [product, pooled]
+    body.outputs |= {str(i): v for i, v in enumerate(results)}
+    node, graph = build("fused", *types, kind="contraction", body=body)
+    assert emit_matmul(node, graph, host()) is None

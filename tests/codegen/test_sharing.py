@@ -80,22 +80,23 @@ def test_more_work_is_cut_finer_as_far_as_the_kernel_bears_it(
     assert cuts(cost, most, 1, nthreads) == wanted
 
 
+@pytest.mark.parametrize(("most", "wanted"), [(2, 2), (MAX_CUTS, TAPERED + MAX_CUTS)])
 def test_small_batches_are_not_cut_where_each_range_prepares_the_same(
-    link: Callable[..., int],
+    link: Callable[..., int], most: int, wanted: int
 ) -> None:
-    fn = Function("since", [("ptr", "out"), ("i64", "N"), ("i64", "nthreads")], linkage="")
-    found = cuts_for(Cost(0, 10**9), 2, 3)
+    fn = Function(f"since{most}", [("ptr", "out"), ("i64", "N"), ("i64", "nthreads")], linkage="")
+    found = cuts_for(Cost(0, 10**9), most, 3)
     assert callable(found)
     fn.store("i64", found(fn), "%out", 8)
     call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(
-        link(fn.render(), "since")
+        link(fn.render(), f"since{most}")
     )
     result = ctypes.c_int64()
     chosen = []
     for n in (1, 2, 3, 4):
         call(ctypes.addressof(result), n, 2)
         chosen.append(result.value)
-    assert chosen == [1, 1, 2, 2]
+    assert chosen == [1, 1, wanted, wanted]
 
 
 def kernel_of(op: str, *shapes: tuple[int | Dim, ...], **attrs: object) -> Kernel:

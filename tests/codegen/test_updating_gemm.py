@@ -13,7 +13,8 @@ from netwright.codegen.matmul import emit_matmul
 from netwright.codegen.target import AVX2, Target, host
 from netwright.codegen.updating_gemm import is_faster
 from netwright.ir.graph import Graph, Node
-from netwright.ir.types import Dim, TensorType, float32
+from netwright.ir.interpreter import run_node
+from netwright.ir.types import Dim, TensorType, float32, int64
 
 N = Dim(1)
 Run = Callable[..., None]
@@ -94,6 +95,25 @@ def test_the_state_is_written_over_with_the_bits_of_separate_kernels(
             run(kernel, found, [dy, x, *found, *numbers], n, splits)
             for one, other in zip(found, wanted, strict=True):
                 np.testing.assert_array_equal(one, other)
+
+
+def test_random_numbers_may_follow_a_gradient(run: Run) -> None:
+    """As behind any contraction: the epilogue also takes the index of the tile's first element."""
+    body, graph = Graph("body"), Graph("masked")
+    types = [TensorType(float32, (N, 50)), TensorType(float32, (N, 33)), TensorType(int64, (2,))]
+    dy, x, key = (body.add("input", path=str(i), type=t) for i, t in enumerate(types))
+    mask = body.add("uniform", key, shape=(50, 33), stream=1)
+    body.outputs["0"] = body.add("mul", body.add("linear_grad_weight", dy, x), mask)
+    operands = [graph.add("input", path=str(i), type=t) for i, t in enumerate(types)]
+    node = graph.node(graph.add("fused", *operands, kind="contraction", body=body))
+    rng = np.random.default_rng(2)
+    arrays = [rng.standard_normal((20, c)).astype(np.float32) for c in (50, 33)]
+    arrays.append(np.array([3, 4]))
+    found = np.empty((50, 33), np.float32)
+    kernel = kernel_of(node, graph)
+    run(kernel, [found], arrays, 20, [kernel.tasks.at(20) // 3])
+    (wanted,) = run_node(node, arrays, 20)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_few_arrays_and_short_rows_are_faster_in_the_kernel_of_the_gradient() -> None:

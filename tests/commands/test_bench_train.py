@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 
 import netwright as nw
@@ -47,11 +46,11 @@ def test_with_peers_the_steps_of_the_exported_model_are_compared(
     assert row["fastest_peer"] == "torch"
 
 
-def _row(model: nn.Module) -> dict[str, object]:
+def _row(model: nn.Module, optimizer: str = "sgd") -> dict[str, object]:
     nw.manual_seed(0)
     return train_contest.contest(
-        model.train(), [nw.randn(5, 4)], "CrossEntropyLoss", train_contest.RECIPES["sgd"],
-        ["torch"], 1, 0.01, lambda step, total, text: None,
+        model.train(), [nw.randn(5, 4)], "CrossEntropyLoss",
+        train_contest.RECIPES[optimizer], ["torch"], 1, 0.01, lambda step, total, text: None,
     )  # fmt: skip
 
 
@@ -75,11 +74,11 @@ class Cubing(nn.Module):
         return x
 
 
-def test_a_frozen_layer_stays_as_it_is_everywhere() -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_frozen_layer_stays_as_it_is_everywhere(optimizer: str) -> None:
+    """In the reference, too, whose optimizer would decay a weight that has a gradient of 0."""
     pytest.importorskip("torch", reason="the extra 'torch' is not installed")
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
     model[0].weight.requires_grad_(False)
-    before = model[0].weight.numpy().copy()
-    row = _row(model)
+    row = _row(model, optimizer)
     assert "failed" not in row["peers"]["torch"]  # type: ignore[index]
-    np.testing.assert_array_equal(model[0].weight.numpy(), before)

@@ -79,7 +79,8 @@ def main(steps, size):
         parallel = dist.DataParallel(compiled(model), **options)
         losses = [parallel(x, y).item() for x, y in batches(rank, ranks, steps, size)]
         found[name] = {
-            "weights": weights(model), "digest": parallel.verify(), "losses": losses
+            "weights": weights(model), "digest": parallel.verify(), "losses": losses,
+            "overlaps": parallel.overlap,
         }
 
     model = plain(seed=rank)
@@ -163,6 +164,8 @@ def test_two_processes_train_like_one_with_the_double_batch(
     # Nor do bits depend on when the buckets travel.
     assert first["plain"]["digest"] == first["overlap"]["digest"] == second["overlap"]["digest"]
     assert len(first["plain"]["digest"]) == 64
+    # Left to themselves, ranks of one machine do not overlap.
+    assert (first["plain"]["overlaps"], first["overlap"]["overlaps"]) == (False, True)
 
     weights, _ = _trained_alone(program, accumulate=2, clip_grad_norm=0.1)
     _assert_close(first["accumulated"]["weights"], weights)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from netwright import compiler
 from netwright.ir.graph import Graph
 from netwright.ir.interpreter import evaluate
 from netwright.ir.text import parse
@@ -22,8 +23,10 @@ from netwright.passes.fuse_elementwise_pooling import fuse_elementwise_pooling
 from netwright.passes.fuse_pooling import fuse_pooling
 from netwright.passes.fuse_reductions import fuse_reductions
 from netwright.passes.fuse_row_means import fuse_row_means
+from netwright.passes.fuse_update import fuse_update
 from netwright.passes.lay_out_attention import lay_out_attention
 from netwright.passes.lower_batch_norm import lower_batch_norm
+from netwright.passes.merge_cross_entropy import merge_cross_entropy
 from netwright.passes.pack_weights import pack_weights
 from netwright.passes.rewriting import Ledger
 from netwright.passes.save_pool_places import save_pool_places
@@ -46,6 +49,7 @@ PASSES: dict[str, Pass] = {
     "eliminate_dead_code": eliminate_dead_code,
     "assign_layout": assign_layout,
     "absorb_flatten": absorb_flatten,
+    "merge_cross_entropy": merge_cross_entropy,
     "save_pool_places": save_pool_places,
     "split_batch_norm": split_batch_norm,
     "fuse_conv_bn_relu": fuse_conv_bn_relu,
@@ -53,11 +57,16 @@ PASSES: dict[str, Pass] = {
     "fuse_elementwise": fuse_elementwise,
     "fuse_elementwise_pooling": fuse_elementwise_pooling,
     "fuse_reductions": fuse_reductions,
+    "fuse_update": fuse_update,
     "fuse_pooling": fuse_pooling,
     "fuse_row_means": fuse_row_means,
     "pack_weights": _pack,
 }
 SEEDS = range(20)
+
+
+def test_these_are_the_passes_of_the_compiler_in_its_order() -> None:
+    assert list(PASSES) == list(compiler.PASSES)
 
 
 def _check(after: Graph, values: dict[str, np.ndarray], old: dict[str, np.ndarray]) -> None:

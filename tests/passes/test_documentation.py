@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import netwright
+from netwright import compiler
 
 ROOT = Path(netwright.__file__).parent
 HELPERS = {
@@ -14,7 +15,7 @@ HELPERS = {
 }  # fmt: skip
 PASSES = sorted(p for p in (ROOT / "passes").glob("*.py") if p.stem not in HELPERS)
 PAGE = (ROOT / "docs" / "passes.md").read_text()
-CODE = re.compile(r"\b[BDFLMNPRSTY]\d{3}\b")
+CODE = re.compile(r"\b[BDEFLMNPRSTY]\d{3}\b")
 
 
 @pytest.mark.parametrize("path", PASSES, ids=lambda p: p.stem)
@@ -33,3 +34,14 @@ def test_the_docstring_shows_the_graph_before_and_after_and_what_is_skipped(path
 def test_the_page_explains_the_codes_of_the_pass(path: Path) -> None:
     section = PAGE.split(f"## {path.stem}\n")[1].split("\n## ")[0]
     assert set(CODE.findall(path.read_text())) == set(CODE.findall(section))
+
+
+def test_the_page_has_the_passes_in_the_order_in_which_they_run() -> None:
+    sections = re.findall(r"^## (\w+)$", PAGE, re.MULTILINE)
+    assert [name for name in sections if name in compiler.PASSES] == list(compiler.PASSES)
+
+
+def test_a_code_is_noted_by_one_pass_only() -> None:
+    noted = re.compile(r'"([A-Z]\d{3})"')
+    found = [(code, p.stem) for p in PASSES for code in set(noted.findall(p.read_text()))]
+    assert len({code for code, _ in found}) == len(found)

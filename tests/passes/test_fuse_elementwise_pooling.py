@@ -152,6 +152,18 @@ def test_a_scattered_gradient_with_two_readers_is_written(new_net: Any) -> None:
     assert fuse_elementwise_pooling(graph, ledger) == graph
 
 
+def test_a_loop_between_a_scattered_gradient_and_a_pooling_joins_the_first(
+    new_net: Any, assert_same: Callable[..., None]
+) -> None:
+    net = new_net(float64)
+    graph = net.done(y=net.op("max_pool2d", net.op("relu", scattered(net)[0]), **TILES))
+    ledger = Ledger()
+    after = fuse_elementwise_pooling(graph, ledger)
+    assert regions(after) == [["max_pool2d_scatter", "relu"]]
+    assert codes(ledger) == ["M202"]
+    assert_same(graph, after, 0.0)
+
+
 def test_random_draws_keep_their_numbers(new_net: Any) -> None:
     net = new_net()
     key = net.input("rng", 2, dtype=int64)

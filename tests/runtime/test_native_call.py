@@ -68,7 +68,7 @@ def test_the_result_is_a_new_array_of_the_given_kind() -> None:
 def test_a_team_is_passed_on() -> None:
     call, _keep = builtin(_COPY)
     x = np.arange(6, dtype=F32).reshape(2, 3)
-    assert np.array_equal(pool.lend(2, call, [x]), x)
+    assert np.array_equal(pool.shared.lend(2, call, [x]), x)
 
 
 def test_a_read_only_array_may_be_read() -> None:

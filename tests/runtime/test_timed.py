@@ -1,5 +1,7 @@
 """Timed runs: the same bits, a time for every step, and nothing left behind."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -32,9 +34,9 @@ def two_threads(monkeypatch: pytest.MonkeyPatch, patient: None):
     settings.set_num_threads(None)
 
 
-def linked(graph: Graph) -> tuple[Executable, Recorder]:
+def linked(graph: Graph, groups: Sequence[str] = ()) -> tuple[Executable, Recorder]:
     plan = plan_memory(graph, hoist=True)
-    program = emit_program(graph, plan, host())
+    program = emit_program(graph, plan, host(), [{path} for path in groups])
     constants = {n.name: n.attrs["value"] for n in graph.sources("constant")}
     made = Executable(program, host(), constants)
     return made, Recorder(made, emit_timed(graph, plan, program), host())
@@ -132,6 +134,23 @@ def test_a_bad_index_in_a_timed_run_is_an_error_and_the_next_run_is_right() -> N
     made.run(2, {"t": np.array([2, 1])}, {"out": out})
     np.testing.assert_array_equal(out, table[[2, 1]])
     assert count[0] == 1
+
+
+def test_groups_of_updates_are_told_of_in_a_timed_run_too() -> None:
+    made, recorder = linked(counter(), ["count"])
+    count = np.zeros(1, np.float32)
+    made.bind({"table": values(3, 4), "count": count})
+    out, told = np.empty((2, 4), np.float32), []
+
+    def ready(group: int) -> None:
+        told.append((group, float(count[0])))
+
+    made.run(2, {"t": np.array([0, 1])}, {"out": out}, ready=ready)
+    with recorder.recording():
+        made.run(2, {"t": np.array([0, 1])}, {"out": out}, ready=ready)
+        with pytest.raises(IndexError, match="out of bounds"):
+            made.run(2, {"t": np.array([0, 3])}, {"out": out}, ready=ready)
+    assert told == [(0, 1.0), (0, 2.0)]
 
 
 def test_runs_on_copies_leave_the_state_alone_and_restore_starts_again() -> None:
