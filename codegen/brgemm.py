@@ -56,7 +56,9 @@ class Tile:
     include those of the loops in it; without loops the tile is what the epilogue starts from.
     ``padded`` says that B may be read to the end of its last vector; ``b_vectors`` are the offsets
     of the vectors of a row of B if they are not neighbours. ``b_ahead``, if not 0, is how many
-    elements before their use B's vectors are asked for from the second level cache.
+    elements before their use B's vectors are asked for from the second level cache. ``b_copy``, if
+    not 0, says that the rows of B are also written, so many elements apart, to a copy that later
+    tiles read; the reduction is then one loop of a number of steps, and all vectors are stored.
     """
 
     dtype: DType
@@ -70,6 +72,7 @@ class Tile:
     c_pitch: int = 1
     b_vectors: tuple[int, ...] = ()
     b_ahead: int = 0
+    b_copy: int = 0
 
     @property
     def rows(self) -> int:
@@ -163,16 +166,22 @@ class Interleaved(Epilogue, Protocol):
 def micro_kernel(
     symbol: str, tile: Tile, epilogue: Epilogue, counts: Sequence[str] = ()
 ) -> Function:
-    """``void @symbol(ptr a, ptr b, <epilogue's parameters>, i64 counts..., [ptr sums], [i64 0])``.
+    """``void @symbol(ptr a, ptr b, <epilogue's parameters>, i64 counts..., [ptr copy], [ptr sums],
+    [i64 0])``.
 
+    ``copy`` is where a tile with ``b_copy`` writes the rows of B.
     ``sums`` is private memory for a tile whose reduction is ``blocked``. The zero is there if the
     rows of the tile overlap in memory. Otherwise LLVM would find out that one row reads elements
     that another has read, and would keep all of them in registers that the accumulators need; added
     to an address, the zero hides this.
     """
+    if tile.b_copy and (len(tile.loops) != 1 or tile.steps is None):
+        raise ValueError(f"a tile copies B in one loop of a known length, not in {tile.loops}")
     params = [("ptr noalias readonly", "a"), ("ptr noalias readonly", "b")]
     params += epilogue.params()
     params += [("i64", name) for name in counts]
+    if tile.b_copy:
+        params.append(("ptr noalias", "copy"))
     if tile.blocked:
         params.append(("ptr noalias", "sums"))
     if tile.overlap:
@@ -214,6 +223,7 @@ class _Product:
         self.size = tile.dtype.itemsize
         self.fma = e.intrinsic("fma", tile.dtype)
         self.work = tile.rows * tile.vectors
+        self.copy = ""  # where the row of B at the present address goes
         # The scheduler for AArch64 moves loads up until it spills; smaller blocks stop it.
         self.straightest = _UNROLLED if tile.lanes * self.size > 16 else _UNROLLED // 2
         f.declare(f"declare {self.kind} @{self.fma}({', '.join([self.kind] * 3)})")
@@ -288,6 +298,7 @@ class _Product:
         """The loops from the given one inwards, starting at the addresses ``a`` and ``b``."""
         total = _constant_trips(loops)
         if total is not None and total * self.work <= self.straightest:
+            self.copy = self._copy_at(a)
             return self.straight(loops, a, b, sums)
         head, inner = loops[0], loops[1:]
         if not inner:
@@ -332,12 +343,19 @@ class _Product:
         else:
             trips = self.f.emit(f"udiv i64 {loop.count}, {unroll}")
             left = self.f.emit(f"urem i64 {loop.count}, {unroll}")
-        with self._loop(trips, a, b, sums) as main:
+        copy = [("ptr", self._copy_at(a))] if self.tile.b_copy else []
+        with self._loop(trips, a, b, sums, copy) as main:
             a, b, *sums = main.carried
+            if copy:
+                self.copy = sums.pop()
             sums = self.straight([block], a, b, sums)
             step = unroll * loop.a_step, unroll * loop.b_step
             main.next = [self._at(a, step[0]), self._at(b, step[1]), *sums]
+            if copy:
+                main.next.append(self._at(self.copy, unroll * self.tile.b_copy))
         a, b, *sums = main.results
+        if copy:
+            self.copy = sums.pop()
         if isinstance(loop.count, int):
             return a, b, self.straight([Reduction(rest, loop.a_step, loop.b_step)], a, b, sums)
         if unroll == 1:
@@ -353,6 +371,10 @@ class _Product:
         """One index of the reduction: the outer product of a column of A and a row of B."""
         tile, kind = self.tile, self.kind
         vectors = [self._load_b(b, at[1], j) for j in range(tile.vectors)]
+        if tile.b_copy:
+            row = at[1] // tile.loops[0].b_step * tile.b_copy
+            for j, vector in enumerate(vectors):
+                self.f.store(kind, vector, self._at(self.copy, row + j * tile.lanes), self.size)
         result = []
         for i, row in enumerate(tile.a_rows):
             element = self.f.load(self.scalar, self._at(self._hidden(a, i), row + at[0]), self.size)
@@ -362,6 +384,17 @@ class _Product:
                 operands = f"{kind} {splat}, {kind} {vector}, {kind} {old}"
                 result.append(self.f.emit(f"call {kind} @{self.fma}({operands})"))
         return result
+
+    def _copy_at(self, a: str) -> str:
+        """Where the row of B that belongs to the step at ``a`` is copied; empty without a copy."""
+        tile, f = self.tile, self.f
+        if not tile.b_copy:
+            return ""
+        start, here = f.emit("ptrtoint ptr %a to i64"), f.emit(f"ptrtoint ptr {a} to i64")
+        moved = f.emit(f"sub i64 {here}, {start}")
+        steps = f.emit(f"sdiv exact i64 {moved}, {tile.loops[0].a_step * self.size}")
+        at = f.emit(f"mul i64 {steps}, {tile.b_copy * self.size}")
+        return f.emit(f"getelementptr inbounds i8, ptr %copy, i64 {at}")
 
     def _load_b(self, b: str, offset: int, vector: int) -> str:
         places = self.tile.b_vectors
@@ -389,9 +422,14 @@ class _Product:
         return self.f.emit(f"getelementptr inbounds i8, ptr {base}, i64 {elements * self.size}")
 
     def _loop(
-        self, count: int | str, a: str, b: str, sums: list[str]
+        self,
+        count: int | str,
+        a: str,
+        b: str,
+        sums: list[str],
+        copy: Sequence[tuple[str, str]] = (),
     ) -> AbstractContextManager[Loop]:
-        carry = [("ptr", a), ("ptr", b), *((self.kind, s) for s in sums)]
+        carry = [("ptr", a), ("ptr", b), *((self.kind, s) for s in sums), *copy]
         return self.f.loop(count, carry=carry)
 
     def _unroll(self, count: int | str) -> int:
@@ -400,10 +438,10 @@ class _Product:
         More than four (two if four rows of B leave no registers for A) make the scheduler for
         AArch64 hold so many rows of B that it spills. With AVX-512, two rows of B next to the
         largest tile leave no register for elements of A: LLVM loads both first and spills sums, for
-        some steps of A. One iteration is as fast.
+        some steps of A. One iteration is as fast. Stores to a copy of B are moved, too.
         """
         wide = self.tile.lanes * self.size == 64
-        if wide and self.work + 2 * self.tile.vectors >= 32:
+        if self.tile.b_copy or (wide and self.work + 2 * self.tile.vectors >= 32):
             return 1
         most = min(4, _UNROLLED // self.work)
         if self.tile.lanes * self.size == 16 and self.work + 4 * self.tile.vectors > 27:

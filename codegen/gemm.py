@@ -57,6 +57,9 @@ def tile_heights(unit: int, rows: int, static: bool, remainder: int) -> list[int
 class GemmWriter:
     """Writes the kernel of a product."""
 
+    packs_in_tiles = True
+    """Whether the first tile of a panel may pack it while it computes."""
+
     def __init__(
         self,
         prefix: str,
@@ -248,7 +251,6 @@ class GemmWriter:
     ) -> None:
         """Rows [row, end) of one panel."""
         f, spec = self.f, self.spec
-        b = self._panel_of_b(run, k, count)
         started = f.emit(f"icmp sgt i64 {k}, 0") if self.spec.blocked else "false"
         keep = f.emit(f"sext i1 {started} to i64") if self.spec.blocked else ALL_ONES
         rest = spec.n - (spec.panels - 1) * spec.panel
@@ -262,7 +264,7 @@ class GemmWriter:
                 if "true" not in (condition, other):
                     both = f.emit(f"and i1 {condition}, {other}")
                 with f.when(both):
-                    self._rows(run, b, count, width, epilogue, keep)
+                    self._rows(run, k, count, width, epilogue, keep)
 
     def _block_of_a(
         self, item: Size, line: Line, top: Size, rows: Size, k: Size, count: Size
@@ -366,7 +368,7 @@ class GemmWriter:
         return "%scratch"
 
     def _rows(
-        self, run: Run, b: str, count: Size, width: int, epilogue: Epilogue, keep: str
+        self, run: Run, k: Size, count: Size, width: int, epilogue: Epilogue, keep: str
     ) -> None:
         """Tiles over the rows of the run."""
         f, spec = self.f, self.spec
@@ -374,6 +376,10 @@ class GemmWriter:
         column = times(f, run.panel, spec.panel)
         row: Size = run.row
         heights = self._heights(vectors)
+        if self._tile_packs(width):
+            row, b = self._first_tile(run, heights[0], k, count, width, epilogue, keep)
+        else:
+            b = self._panel_of_b(run, k, count)
         if run.later:
             tiles = greatest(f, quotient(f, minus(f, run.end, run.row), heights[0]), 1)
             share = quotient(f, plus(f, count, minus(f, tiles, 1)), tiles)
@@ -388,6 +394,41 @@ class GemmWriter:
                 self._call(made, epilogue, a, b, args, count)
             self._finished(tile, epilogue, run, row, loop.index, column)
             row = loop.index
+
+    def _tile_packs(self, width: int) -> bool:
+        """Whether the first tile of a panel of so many columns packs it on its way."""
+        spec = self.spec
+        if not self.packs_in_tiles or spec.blocked or self.blocking.b_mode != "scratch":
+            return False
+        return spec.b == "rows" and width == spec.panel <= spec.n
+
+    def _first_tile(
+        self,
+        run: Run,
+        height: int,
+        k: Size,
+        count: Size,
+        width: int,
+        epilogue: Epilogue,
+        keep: str,
+    ) -> tuple[Size, str]:
+        """The first tile of the run, if it has enough rows for one of the height: it reads B where
+        it is, and packs it meanwhile. Otherwise packs B. Returns the next row and the packed B."""
+        f, spec = self.f, self.spec
+        after = plus(f, run.row, height)
+        whole = f.emit(f"icmp sle i64 {after}, {run.end}")
+        with f.when(whole):
+            tile = self._tile(height, width // self.lanes, width)
+            reduction = replace(tile.loops[0], b_step=spec.n)
+            tile = replace(tile, loops=(reduction,), b_copy=spec.panel)
+            column = times(f, run.panel, spec.panel)
+            a = f.element(run.a, self.scalar, times(f, run.row, self.blocking.a_row))
+            b = f.element(run.b, self.scalar, column)
+            tile, args = self._finish(tile, epilogue, run, run.row, run.row, column, keep)
+            self._call(tile, epilogue, a, b, [*args, ("ptr", "%scratch")], count)
+        with f.when(f.emit(f"xor i1 {whole}, true")):
+            packed = self._panel_of_b(run, k, count)
+        return f.emit(f"select i1 {whole}, i64 {after}, i64 {run.row}"), packed
 
     def _finish(
         self,

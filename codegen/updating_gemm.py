@@ -53,6 +53,8 @@ def updating_gemm_kernel(
 
 
 class _UpdatingGemmWriter(GemmWriter):
+    packs_in_tiles = False  # each tile leaves its sums to the next one of its loop
+
     def __init__(
         self,
         prefix: str,

@@ -1,6 +1,7 @@
 import ctypes
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,33 @@ def test_a_tile_is_the_product_of_its_rows_and_panel(
     assert tile.blocked == (k > LONGEST_SUM)
 
 
+@pytest.mark.parametrize("k", [1, 4, 37, 513, 784, 1031])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_tile_that_packs_copies_every_row_of_b_and_has_the_same_bits(
+    link: Link, rows: int, k: int
+) -> None:
+    plain = tile_of(rows, 2, k)
+    width, pitch = 2 * plain.lanes, 2 * plain.lanes + 7
+    copying = replace(plain, loops=(Reduction(k, 1, pitch),), b_copy=width)
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((rows, k)).astype(np.float32)
+    b = rng.standard_normal((k, pitch)).astype(np.float32)
+    packed = np.ascontiguousarray(b[:, :width])
+    copy = np.zeros((k + 1, width), np.float32)
+    expected, found = (np.empty((rows, width), np.float32) for _ in range(2))
+    call(link, plain, TileEpilogue((float32,)), [a, packed, expected])
+    call(link, copying, TileEpilogue((float32,)), [a, b, found, copy])
+    assert np.array_equal(found, expected)
+    assert np.array_equal(copy[:k], packed)
+    assert not copy[k].any()
+
+
+def test_a_tile_copies_in_one_loop_of_a_known_length() -> None:
+    tile = replace(tile_of(2, 1, 8), loops=(Reduction("%n", 1, 16),), b_copy=16)
+    with pytest.raises(ValueError, match="one loop of a known length"):
+        micro_kernel("micro", tile, TileEpilogue((float32,)), ("n",))
+
+
 def test_a_nest_of_loops_with_a_runtime_count(link: Link) -> None:
     lanes = host().lanes(float32)
     loops = (Reduction("%n0", 40, 3 * lanes), Reduction(3, 5, lanes))
@@ -135,16 +163,18 @@ def test_equal_tiles_share_one_function() -> None:
     assert len(micro.functions) == 2
 
 
+@pytest.mark.parametrize("packs", [False, True])
 @pytest.mark.parametrize("vectors", [1, 2, 3, 4])
 @pytest.mark.parametrize("a_row", [64, 784])
 @pytest.mark.parametrize("dtype", [float32, float64])
 def test_the_largest_tiles_stay_in_registers(
-    target: Target, vectors: int, a_row: int, dtype: DType
+    target: Target, vectors: int, a_row: int, dtype: DType, packs: bool
 ) -> None:
     rows = register_rows(target).get(vectors)
     if rows is None:
         return
     tile = tile_of(rows, vectors, 256, dtype, target, a_row)
+    tile = replace(tile, b_copy=packs * vectors * tile.lanes)
     f = micro_kernel("micro", tile, TileEpilogue((dtype,)))
     asm = assembly(module_text([f.render("ret void")], f.declarations).replace(
         "define internal", "define"), target)  # fmt: skip

@@ -205,6 +205,8 @@ CASES = [
     build("linear", f32(N, 70), f32(40, 70), f32(40)),
     build("linear", f32(N, 1100), f32(20, 1100)),
     build("matmul", f32(N, 9, 30), f32(N, 30, 20)),
+    build("matmul", f32(N, 70), f32(70, 160)),
+    build("matmul", f32(N, 600), f32(600, 150)),
     build("linear_packed", f32(N, 600), f32(PACKED), out_features=96, panel=PANEL),
     build("linear_grad_weight", f32(N, 300), f32(N, 20)),
     build("linear_grad_weight", f32(N, 4096), f32(N, 20)),
@@ -221,7 +223,7 @@ def test_any_split_of_the_tasks_gives_the_same_bits(run: Run, case: Any) -> None
         assert np.array_equal(check(run, *case, n=29, splits=splits), whole)
 
 
-@pytest.mark.parametrize("case", CASES[:4], ids=lambda c: str(c[0].op))
+@pytest.mark.parametrize("case", CASES[:6], ids=lambda c: str(c[0].op))
 def test_a_row_has_the_same_bits_at_any_place_of_any_batch(run: Run, case: Any) -> None:
     node, graph = case
     kernel = emit_matmul(node, graph, host())
@@ -325,6 +327,30 @@ def test_unsupported_bodies_are_declined() -> None:
     assert emit_matmul(*reduced, host()) is None
     integers = build("matmul", TensorType(int64, (2, 3)), TensorType(int64, (3, 2)))
     assert emit_matmul(*integers, host()) is None
+
+
+@pytest.mark.parametrize("k", [0, 1, 7, 70, 600, 1024, 1100])
+def test_a_panel_is_packed_by_its_first_tile_or_before_it(run: Run, k: int) -> None:
+    """Rows below the height of a tile, as many, one tile and a rest, several; whole panels and a
+    part of one; above 1024 steps, all panels are packed before their tiles."""
+    panel = choose_panel(1000, host(), float32)
+    node, graph = build("matmul", f32(N, k), f32(k, 2 * panel + 3))
+    kernel = emit_matmul(node, graph, host())
+    assert kernel is not None
+    for n in (0, 1, 5, 6, 12, 13, 40):
+        check(run, node, graph, n=n)
+
+
+def test_tiles_pack_whole_panels_only() -> None:
+    """A tile of a narrower panel would read behind the matrix, or need masks."""
+    panel = choose_panel(1000, host(), float32)
+    shapes = f32(N, 70), f32(70, 2 * panel)
+    kernel = emit_matmul(*build("matmul", *shapes), host())
+    partial = emit_matmul(*build("matmul", shapes[0], f32(70, panel - 1)), host())
+    assert kernel is not None
+    assert partial is not None
+    assert "ptr noalias %copy" in kernel.text
+    assert "ptr noalias %copy" not in partial.text
 
 
 # -- code quality ---------------------------------------------------------------------------------
