@@ -17,10 +17,9 @@ from .emitter import memory_type
 from .epilogue import TileEpilogue
 from .packing import PanelSource, pack_function
 from .sizes import Size, least, minus, plus, times
-from .target import Target
+from .target import LINE, Target
 from .text import Function
 
-LINE = 64  # bytes of a cache line
 # Keys whose products with the weights are summed in one go; more are summed block by block.
 _BLOCK = 256
 

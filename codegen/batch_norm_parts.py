@@ -22,7 +22,7 @@ from .emitter import Lane, VectorEmitter, memory_type
 from .kernel import Kernel, TaskCount
 from .loops import Lanes, Position, add_all, sweep, widen
 from .sizes import Size, greatest, least, minus, plus, quotient, times, unravel
-from .target import Target
+from .target import LINE, Target
 from .writer import KernelWriter, column_blocks, for_each_column_block, in_column_block
 
 SUMS = ("batch_norm_moments", "batch_norm_grad_sums")
@@ -34,7 +34,6 @@ TERMS = 32
 # Channels per task: 1 KiB of a row of float32.
 CHANNELS = 256
 # Bytes that memory hands over at a time.
-LINE = 64
 
 
 def emit_batch_norm_sums(node: Node, graph: Graph, target: Target) -> Kernel | None:

@@ -23,7 +23,7 @@ from typing import Protocol, runtime_checkable
 from ..ir.types import DType
 from .emitter import Lane, VectorEmitter, scalar_type
 from .sizes import greatest, least
-from .target import Target
+from .target import LINE, Target
 from .text import Function, Loop
 
 # Multiply-adds in a row, without a loop. In longer rows LLVM moves so many loads up that it spills.
@@ -31,7 +31,6 @@ _UNROLLED = 48
 # A reduction of more steps than this is summed in blocks of a number of steps in this range.
 LONGEST_SUM = 512
 _BLOCK_STEPS = (128, 384)
-_LINE = 64  # bytes of a cache line
 
 
 @dataclass(frozen=True)
@@ -399,7 +398,7 @@ class _Product:
     def _load_b(self, b: str, offset: int, vector: int) -> str:
         places = self.tile.b_vectors
         address = self._at(b, offset + (places[vector] if places else vector * self.tile.lanes))
-        if self.tile.b_ahead and vector * self.tile.lanes * self.size % _LINE == 0:
+        if self.tile.b_ahead and vector * self.tile.lanes * self.size % LINE == 0:
             self.f.prefetch(self._at(address, self.tile.b_ahead), level=2)
         mask = None if self.tile.padded else self.tile.active(vector)
         if mask is None:

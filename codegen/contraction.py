@@ -76,23 +76,9 @@ def contraction_of(node: Node, operands: Sequence[TensorType]) -> Contraction | 
     anchor = anchors[0]
     rest.remove(anchor)
     wanted = anchor.type.shape
-    leaves: dict[Value, Operand] = {}
-    for n in rest:
-        if n.op == "constant":
-            if np.size(n.attrs["value"]) != 1:
-                return None
-            continue
-        if n.op == "uniform":
-            if n.type.shape != wanted:
-                return None
-        elif n.op != "broadcast_to" and get(n.op).lower is None:
-            return None
-        for v in n.operands:
-            if v in inputs and v not in leaves:
-                kind = "key" if n.op == "uniform" else _kind(body.type(v).shape, wanted)
-                if kind is None:
-                    return None
-                leaves[v] = Operand(inputs[v], kind, body.type(v).dtype)
+    leaves = _leaves(body, rest, inputs, wanted)
+    if leaves is None:
+        return None
     if pool is not None and any(o.kind not in ("column", "scalar") for o in leaves.values()):
         return None
     if any(body.type(v).shape != wanted or v in inputs for v in results):
@@ -113,6 +99,34 @@ def contraction_of(node: Node, operands: Sequence[TensorType]) -> Contraction | 
     types = tuple(operands[s] for s in sources)
     pitch = node.type.pitch
     return Contraction(anchor.op, anchor.attrs, types, sources, anchor.type, epilogue, pitch)
+
+
+def _leaves(
+    body: Graph,
+    nodes: Sequence[Node],
+    inputs: Mapping[Value, int],
+    wanted: tuple[Extent, ...],
+) -> dict[Value, Operand] | None:
+    """What the elementwise nodes of a body read from outside, or None if tiles of a result of
+    shape ``wanted`` cannot do them."""
+    leaves: dict[Value, Operand] = {}
+    for n in nodes:
+        if n.op == "constant":
+            if np.size(n.attrs["value"]) != 1:
+                return None
+            continue
+        if n.op == "uniform":
+            if n.type.shape != wanted:
+                return None
+        elif n.op != "broadcast_to" and get(n.op).lower is None:
+            return None
+        for v in n.operands:
+            if v in inputs and v not in leaves:
+                kind = "key" if n.op == "uniform" else _kind(body.type(v).shape, wanted)
+                if kind is None:
+                    return None
+                leaves[v] = Operand(inputs[v], kind, body.type(v).dtype)
+    return leaves
 
 
 def _kind(shape: tuple[Extent, ...], result: tuple[Extent, ...]) -> str | None:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from .brgemm import Tile
 from .emitter import Lane, VectorEmitter, memory_type
 from .epilogue import TileEpilogue, load, offset, only_if
-from .gemm_blocking import LINE
 from .sizes import Size, times
+from .target import LINE
 from .text import Function
 
 
@@ -70,7 +70,9 @@ class DeferredUpdate:
     # -- in the micro-kernel
 
     def params(self) -> list[tuple[str, str]]:
-        params = [*self._shared(), ("ptr noalias", "waiting"), ("i64", "pending")]
+        # Without earlier blocks the waiting sums are passed for those of earlier blocks, too.
+        waiting = "ptr" if self.partial else "ptr noalias"
+        params = [*self._shared(), (waiting, "waiting"), ("i64", "pending")]
         if self.partial:
             params += [("ptr readonly", "partial"), ("i64", "keep")]
         return params

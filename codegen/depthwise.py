@@ -30,14 +30,13 @@ from .kernel import (
 )
 from .packing import conv_source, pack_function
 from .sizes import Size, extent, plus, quotient, remainder, times
-from .target import Target
+from .target import LINE, Target
 from .text import Function
 
 # Outputs of a tile: enough sums to hide the latency of multiply-add.
 _OUTPUTS = 8
 # Multiply-adds of a micro-kernel: those of several vectors of channels, if they are few.
 _STRAIGHT = 300
-_LINE = 64  # bytes of a cache line
 
 
 def depthwise_kernel(
@@ -97,7 +96,7 @@ class _Writer:
         first = quotient(f, times(f, work, "%begin"), tasks)
         stop = quotient(f, times(f, work, "%end"), tasks)
         zero_bytes = 0 if spec.rows.plain else self.line * spec.dtype.itemsize
-        packed_at = -(-zero_bytes // _LINE) * _LINE
+        packed_at = -(-zero_bytes // LINE) * LINE
         weights, weight_bytes = self._prepare(first, stop, zero_bytes, packed_at)
         with f.loop(stop, start=first) as loop:
             image = quotient(f, loop.index, spec.rows.count)

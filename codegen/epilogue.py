@@ -17,6 +17,7 @@ from .body import lower_node
 from .brgemm import Tile
 from .emitter import Lane, VectorEmitter, memory_type
 from .sizes import Size
+from .target import LINE
 from .text import Function
 from .window_pool import WindowPool
 
@@ -29,7 +30,6 @@ _COSTS = {
 ALL_ONES = "-1"
 # Tiles whose reduction is at least this long ask for their part of the result before it.
 _LONG_REDUCTION = 64
-_LINE = 64  # bytes of a cache line
 # A body of more instructions than this is not repeated for every register of the tile.
 _INLINE_INSTRUCTIONS = 150
 
@@ -152,7 +152,7 @@ class TileEpilogue:
         ]
         for base, dtype, write in streams:
             for start in tile.c_rows:
-                for column in range(0, tile.width, _LINE // dtype.itemsize):
+                for column in range(0, tile.width, LINE // dtype.itemsize):
                     e.fn.prefetch(offset(e.fn, base, start + column, dtype), write)
 
     def finish(self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]) -> None:

@@ -38,8 +38,8 @@ def serves(spec: Gemm) -> bool:
 class FewRows:
     """Writes such a product into a kernel.
 
-    ``tile(vectors, width)`` is the micro-kernel's tile of one row for neighbouring vectors, and
-    ``private(tile)`` its last arguments.
+    ``pointers`` are A and B; ``tile(vectors, width)`` is the micro-kernel's tile of one row for
+    neighbouring vectors, and ``private(tile)`` its last arguments.
     """
 
     def __init__(
@@ -47,10 +47,14 @@ class FewRows:
         f: Function,
         spec: Gemm,
         target: Target,
+        pointers: tuple[str, str],
+        epilogue: TileEpilogue,
+        micro: MicroKernels,
         tile: Callable[[int, int], Tile],
         private: Callable[[Tile], list[tuple[str, str]]],
     ) -> None:
-        self.f, self.spec = f, spec
+        self.f, self.spec, self.pointers = f, spec, pointers
+        self.epilogue, self.micro = epilogue, micro
         self.tile, self.private = tile, private
         self.lanes = target.lanes(spec.dtype)
         self.kind = "float" if spec.dtype.itemsize == 4 else "double"
@@ -65,16 +69,8 @@ class FewRows:
         panel_bytes = spec.panel * spec.dtype.itemsize
         self.at_a_time = max(1, min(self.whole, _SUM_BYTES // panel_bytes))
 
-    def emit(
-        self,
-        rows: Size,
-        tasks: int,
-        pointers: tuple[str, str],
-        epilogue: TileEpilogue,
-        micro: MicroKernels,
-    ) -> None:
-        """The columns of tasks ``%begin`` to ``%end``, of ``tasks`` in all."""
-        self.rows, self.pointers, self.epilogue, self.micro = rows, pointers, epilogue, micro
+    def emit(self, rows: Size, tasks: int) -> None:
+        """The columns of tasks ``%begin`` to ``%end``, of ``tasks`` in all, for all ``rows``."""
         f, panel = self.f, self.per_panel // self.piece
         of_panels = self.whole * panel
         pieces = of_panels + bool(self.rest)
@@ -88,7 +84,7 @@ class FewRows:
             some = f.emit(f"icmp slt i64 {at}, {least(f, stop, of_panels)}")
             alone = f.emit(f"and i1 {second}, {some}")
             with f.when(alone):
-                self._tile(at, self.piece)
+                self._tile(rows, at, self.piece)
             at = plus(f, at, f.emit(f"zext i1 {alone} to i64"))
         end, last, joined = least(f, stop, of_panels), "false", "false"
         if self.rest:
@@ -101,18 +97,18 @@ class FewRows:
         for many in sorted({self.at_a_time, 1} if self.whole else set(), reverse=True):
             step = many * panel
             with f.loop(minus(f, end, step - 1), start=at, step=step) as loop:
-                self._tile(loop.index, many * self.per_panel)
+                self._tile(rows, loop.index, many * self.per_panel)
             at = loop.index
         if panel > 1 and self.whole:
             with f.when(f.emit(f"icmp slt i64 {at}, {end}")):
-                self._tile(at, self.piece)
+                self._tile(rows, at, self.piece)
         if joined != "false":
             with f.when(joined):
-                self._tile(of_panels - panel, self.per_panel + self.narrow, self.rest)
+                self._tile(rows, of_panels - panel, self.per_panel + self.narrow, self.rest)
         if last != "false":
             alone = last if joined == "false" else f.emit(f"xor i1 {joined}, {last}")
             with f.when(alone):
-                self._tile(of_panels, self.narrow, self.rest)
+                self._tile(rows, of_panels, self.narrow, self.rest)
 
     def _piece_at(self, place: Size, tasks: int, of_panels: int, pieces: int) -> Size:
         """The piece at a place from 0 to ``tasks``, where the last piece ends."""
@@ -122,7 +118,7 @@ class FewRows:
         over = f.emit(f"icmp sge i64 {place}, {tasks}")
         return f.emit(f"select i1 {over}, i64 {pieces}, i64 {least(f, done, of_panels)}")
 
-    def _tile(self, piece: Size, vectors: int, rest: int = 0) -> None:
+    def _tile(self, rows: Size, piece: Size, vectors: int, rest: int = 0) -> None:
         """All rows of so many vectors from a piece on; ``rest`` is the width of the narrow panel
         if they end with it."""
         f, spec, lanes = self.f, self.spec, self.lanes
@@ -142,7 +138,7 @@ class FewRows:
         weights = f.element(b, self.kind, place)
         column = times(f, vector, lanes)
         name = self.micro.name(tile, self.epilogue)
-        with f.loop(self.rows) as row:
+        with f.loop(rows) as row:
             args = [("ptr", f.element(a, self.kind, times(f, row.index, spec.a_row)))]
             args.append(("ptr", weights))
             args += self.epilogue.arguments(f, row.index, column, spec.c_pitch)

@@ -17,12 +17,12 @@ from .brgemm import Epilogue, MicroKernels, Reduction, Tile, halving_rows
 from .chunks import MAX_CUTS
 from .epilogue import ALL_ONES, TileEpilogue
 from .few_rows import FewRows
-from .gemm_blocking import LINE, Blocking, Gemm
+from .gemm_blocking import Blocking, Gemm
 from .gemm_work import Chunk, Following, Line, Run
 from .kernel import MAX_TASKS, Kernel, TaskCount, assembled, kernel_params, symbol_for
 from .packing import PanelSource, pack_function
 from .sizes import Size, extent, greatest, least, minus, plus, quotient, remainder, times
-from .target import Target
+from .target import LINE, Target
 from .text import Function
 
 
@@ -122,8 +122,10 @@ class GemmWriter:
         def tile(vectors: int, width: int) -> Tile:
             return self._tile(1, vectors, width)
 
-        writer = FewRows(self.f, self.spec, self.target, tile, self._private)
-        writer.emit(rows, tasks, (self.a, self.b), self.epilogue, self.micro)
+        FewRows(
+            self.f, self.spec, self.target, (self.a, self.b), self.epilogue, self.micro, tile,
+            self._private,
+        ).emit(rows, tasks)  # fmt: skip
 
     def _work(self, line: Line) -> None:
         """All units of the range."""

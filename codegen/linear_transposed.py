@@ -21,7 +21,6 @@ from ..ir.types import DType, Extent, numel
 from .brgemm import MicroKernels, Reduction, Tile, register_rows
 from .emitter import Lane, VectorEmitter, scalar_type
 from .epilogue import TileEpilogue
-from .gemm_blocking import LINE
 from .kernel import (
     MAX_TASKS,
     Kernel,
@@ -33,7 +32,7 @@ from .kernel import (
 )
 from .packing import call_pack, transpose
 from .sizes import Size, extent, greatest, least, minus, plus, quotient, times
-from .target import Target
+from .target import LINE, Target
 from .text import Function
 
 STRIP = 16

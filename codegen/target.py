@@ -14,6 +14,8 @@ from ..ir.types import DType
 from .object_code import create_machine, initialize
 
 CPU_VARIABLE = "NETWRIGHT_CPU"
+LINE = 64
+"""Bytes of a cache line, on all targets."""
 
 
 @dataclass(frozen=True)

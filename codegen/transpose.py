@@ -12,10 +12,8 @@ from .iteration import Axis
 from .iteration import times as extents
 from .kernel import Kernel, TaskCount, symbol_for
 from .sizes import Size, plus, times
-from .target import Target
+from .target import LINE, Target
 from .text import Function
-
-_LINE = 64
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def emit_transpose(plan: Plan, dtype: DType, target: Target) -> Kernel:
     fn = Function("transpose", [*params, *[("i64", p) for p in ("N", "begin", "end")]])
     writer = _Writer(fn, plan, dtype, target)
     others = numel(x.extent for x in plan.others)
-    strip = max(writer.block, _LINE // dtype.itemsize)
+    strip = max(writer.block, LINE // dtype.itemsize)
     if isinstance(plan.a.extent, Dim):
         tasks = TaskCount(plan.a.extent, strip)
         with fn.loop("%end", "%begin") as loop, fn.loop(writer.number(others)) as other:

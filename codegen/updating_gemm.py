@@ -16,11 +16,11 @@ from .brgemm import Epilogue, Tile
 from .deferred_update import DeferredUpdate
 from .epilogue import TileEpilogue
 from .gemm import GemmWriter
-from .gemm_blocking import LINE, Gemm
+from .gemm_blocking import Gemm
 from .gemm_work import Chunk, Following, Line, Run
 from .kernel import Kernel
 from .sizes import Size, greatest, least, minus, plus, times
-from .target import Target
+from .target import LINE, Target
 
 # What was measured with two cores (Zen 4). Steps with an update that reads two arrays (SGD with
 # momentum), MLPs of 256 to 2048 features, batches of 16 to 128: 2 to 19 % less; about nothing at a

@@ -25,7 +25,7 @@ from __future__ import annotations
 from ..ir.graph import Graph, Node
 from ..ir.ops.pooling import side_by_side
 from ..ir.ops.record import get
-from .region import Group, build_regions
+from .region import Group, anchor_of, build_regions
 from .rewriting import Ledger
 
 NAME = "fuse_pooling"
@@ -46,7 +46,7 @@ def fuse_pooling(graph: Graph, ledger: Ledger | None = None) -> Graph:
         if pool.op not in POOLS:
             continue
         producer = graph.node(pool.operands[0])
-        anchor = _convolution(producer)
+        anchor = anchor_of(producer, ("conv2d",))
         if anchor is None:
             continue
         obstacle = _obstacle(graph, pool, producer, anchor)
@@ -59,14 +59,6 @@ def fuse_pooling(graph: Graph, ledger: Ledger | None = None) -> Graph:
             text = f"%{producer.name} stores the result of {pool.op} only"
             ledger.did(NAME, "F601", pool, text)
     return build_regions(graph, groups)
-
-
-def _convolution(node: Node) -> Node | None:
-    """The convolution that a node or region computes."""
-    if node.op == "fused" and node.attrs["kind"] == "contraction":
-        body: Graph = node.attrs["body"]
-        return next((n for n in body.nodes if n.op == "conv2d"), None)
-    return node if node.op == "conv2d" else None
 
 
 def _obstacle(graph: Graph, pool: Node, producer: Node, anchor: Node) -> str:

@@ -28,9 +28,9 @@ from .rewriting import Ledger
 NAME = "merge_cross_entropy"
 
 
-def merge_cross_entropy(graph: Graph, ledger: Ledger) -> Graph:
+def merge_cross_entropy(graph: Graph, ledger: Ledger | None = None) -> Graph:
     """The graph with each loss and its gradient in one operator where that is possible."""
-    pairs = _pairs(graph, ledger)
+    pairs = _pairs(graph, ledger if ledger is not None else Ledger())
     if not pairs:
         return graph
     return _Merge(graph, pairs).run()

@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 
 from ..ir.graph import Graph, Node, Value
 from ..ir.types import DType, Extent, numel
+from .region import anchor_of
 from .rewriting import Ledger, add_like, rebuild
 from .state import state_only
 
@@ -135,14 +136,12 @@ def products(graph: Graph, choose_linear: ChooseLinear | None = None) -> Iterato
 
 def _anchor(node: Node) -> tuple[Node, int] | None:
     """The product in a node or region, and which operand of the node is its weight."""
-    if node.op in _PACKED:
-        return node, 1
-    if node.op != "fused" or node.attrs["kind"] != "contraction":
-        return None
-    body: Graph = node.attrs["body"]
-    anchor = next((n for n in body.nodes if n.op in _PACKED), None)
+    anchor = anchor_of(node, _PACKED)
     if anchor is None:
         return None
+    if anchor is node:
+        return node, 1
+    body: Graph = node.attrs["body"]
     weight = body.node(anchor.operands[1])
     if weight.op != "input" or body.use_count(weight.value) > 1:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..errors import NetwrightError
@@ -54,6 +54,16 @@ def is_elementwise(node: Node) -> bool:
     if node.op == "fused":
         return bool(node.attrs["kind"] == "elementwise")
     return get(node.op).kind == "elementwise"
+
+
+def anchor_of(node: Node, operators: Container[str]) -> Node | None:
+    """The node itself or, in a region of a contraction, the member that is one of ``operators``."""
+    if node.op in operators:
+        return node
+    if node.op != "fused" or node.attrs["kind"] != "contraction":
+        return None
+    body: Graph = node.attrs["body"]
+    return next((n for n in body.nodes if n.op in operators), None)
 
 
 def external_operands(graph: Graph, members: Sequence[str]) -> set[Value]:

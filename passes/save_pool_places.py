@@ -35,6 +35,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ir.graph import Graph, Node, Value
+from ..ir.ops.pooling import side_by_side
 from .rewriting import Ledger, erase_dead, rebuild
 
 NAME = "save_pool_places"
@@ -52,12 +53,11 @@ def save_pool_places(graph: Graph, ledger: Ledger | None = None) -> Graph:
 
 
 def tiles_image(node: Node, size: tuple[int, ...]) -> bool:
-    """Whether the windows of a pooling are next to each other and inside an image of ``size``."""
-    a = node.attrs
-    if a["stride"] != a["kernel_size"] or a["dilation"] != (1, 1):
-        return False
-    whole = tuple(s // k for s, k in zip(size, a["kernel_size"], strict=True))
-    return a["padding"] == ((0, 0), (0, 0)) and node.type.shape[1:3] == whole
+    """Whether the windows of a pooling are next to each other and inside an image of ``size``, also
+    with ``ceil_mode``."""
+    whole = tuple(s // k for s, k in zip(size, node.attrs["kernel_size"], strict=True))
+    apart = side_by_side(node.op, {**node.attrs, "ceil_mode": False})
+    return apart and node.type.shape[1:3] == whole
 
 
 @dataclass(frozen=True)

@@ -4,21 +4,20 @@ It takes arrays, looks whether they are of the expected types, makes the array o
 the program's argument table and runs the program without the GIL. From Python, through ctypes, that
 takes some 4 us, about half of what the kernels of a small network take.
 
-The code is LLVM IR that calls a few functions of Python's and numpy's C API through their
-addresses. It reads fields of array objects where numpy documents them (PyArrayObject); `supported`
-checks that they are there. Each builtin has a *record* as its ``self``, a uint64 array::
+The code is LLVM IR that calls a few functions of Python's C API through their addresses. It reads
+fields of array objects where numpy documents them (PyArrayObject); `supported` checks that they are
+there. Each builtin has a *record* as its ``self``, a uint64 array::
 
     functions and objects that every builtin needs (_COMMON)
-    entry, argument table, batch size, status word; of the result: slot, dtype object, number of
-    dimensions, address of the dimensions; number of inputs, and for each input: slot, dtype
-    object, number of dimensions, the dimensions
+    entry, argument table, batch size, status word, tuple of np.empty's arguments, the result's
+    slot, number of inputs, and for each input: slot, dtype object, number of dimensions, the
+    dimensions
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import importlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -32,13 +31,11 @@ if TYPE_CHECKING:
     from .jit import Library
 
 _API = (
-    "PyEval_SaveThread", "PyEval_RestoreThread", "Py_IncRef", "Py_DecRef", "PyLong_AsVoidPtr",
+    "PyObject_Call", "PyEval_SaveThread", "PyEval_RestoreThread", "Py_IncRef", "Py_DecRef",
+    "PyLong_AsVoidPtr",
 )  # fmt: skip
-_COMMON = (*_API, "PyArray_NewFromDescr", "nw_pool_run", "none", "false", "array type")
-_OWN = (
-    "entry", "table", "n", "status", "result slot", "result dtype", "result rank", "result shape",
-    "inputs",
-)  # fmt: skip
+_COMMON = (*_API, "nw_pool_run", "none", "false", "array type", "np.empty")
+_OWN = ("entry", "table", "n", "status", "arguments of np.empty", "result slot", "inputs")
 _AT = {name: 8 * i for i, name in enumerate(_COMMON + _OWN)}
 _INPUTS = 8 * len(_AT)
 _INPUT = ("slot", "dtype", "rank")
@@ -49,8 +46,6 @@ _DATA, _RANK, _SHAPE, _DTYPE, _FLAGS = (object.__basicsize__ + o for o in (0, 8,
 _READABLE = 0x0001 | 0x0100
 
 _METH_FASTCALL = 0x0080
-_NEW_FROM_DESCR = 94
-"""The place of PyArray_NewFromDescr in numpy's table of functions, a part of its ABI."""
 
 _LINE = """\
   %{name}.at = getelementptr i8, ptr %{base}, i64 {offset}
@@ -120,15 +115,9 @@ passed:
   %input.next = getelementptr i64, ptr %dims, i64 %rank
   br label %inputs
 result:
-{_field("new", "PyArray_NewFromDescr")}{_field("new.dtype", "result dtype")}\
-{_field("new.rank", "result rank", "i64")}{_field("new.shape", "result shape")}\
-{_field("keep", "Py_IncRef")}\
-  %new.rank32 = trunc i64 %new.rank to i32
-  ; the array takes over a reference to its dtype, even where it cannot be made
-  call void %keep(ptr %new.dtype)
-  %made = call ptr %new(
-    ptr %array_type, ptr %new.dtype, i32 %new.rank32, ptr %new.shape, ptr null, ptr null, i32 0,
-    ptr null)
+{_field("call", "PyObject_Call")}{_field("empty", "np.empty")}\
+{_field("empty.args", "arguments of np.empty")}\
+  %made = call ptr %call(ptr %empty, ptr %empty.args, ptr null)
   %failed = icmp eq ptr %made, null
   br i1 %failed, label %error, label %run
 run:
@@ -198,17 +187,15 @@ def native_call(
     """
     if not supported():
         return None
-    result_slot, result_shape, result_dtype = result
-    extents = np.array(result_shape, np.intp)
-    own = [entry, table, n, status, result_slot, id(result_dtype), len(result_shape)]
-    own += [address(extents), len(inputs)]
+    arguments = result[1:]
+    own = [entry, table, n, status, id(arguments), result[0], len(inputs)]
     for slot, shape, dtype in inputs:
         own += [slot, id(dtype), len(shape), *shape]
     new = ctypes.pythonapi.PyCFunction_NewEx
     new.restype = ctypes.py_object
     new.argtypes = [ctypes.c_void_p, ctypes.py_object, ctypes.py_object]
     # What the record has the addresses of lives as long as the builtin: it is its "module".
-    kept = (result_dtype, extents, inputs)
+    kept = (arguments, inputs)
     record = np.array([*_common(), *own], np.uint64)
     builtin: NativeCall = new(ctypes.addressof(_definition()), record, kept)
     return builtin
@@ -244,24 +231,8 @@ def supported() -> bool:
 def _common() -> tuple[int, ...]:
     functions = [ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p) for name in _API]
     run = team.native().address("nw_pool_run")
-    objects = (None, False, np.ndarray)
-    return (*[f.value or 0 for f in functions], _numpy_function(), run, *map(id, objects))
-
-
-def _numpy_function() -> int:
-    """The address of PyArray_NewFromDescr."""
-    get = ctypes.pythonapi["PyCapsule_GetPointer"]
-    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    table = get(_umath()._ARRAY_API, None)
-    return ctypes.c_void_p.from_address(table + 8 * _NEW_FROM_DESCR).value or 0
-
-
-def _umath() -> Any:
-    """numpy's module with the table of its C API: where extension modules look for it."""
-    try:
-        return importlib.import_module("numpy._core._multiarray_umath")
-    except ModuleNotFoundError:  # numpy 1
-        return importlib.import_module("numpy.core._multiarray_umath")
+    objects = (None, False, np.ndarray, np.empty)
+    return (*[f.value or 0 for f in functions], run, *map(id, objects))
 
 
 class _Definition(ctypes.Structure):

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--peers",
         nargs="?",
-        const=list(PEERS),
+        const=[],
         type=parse_peers,
         metavar="NAME[,NAME...]",
         help="compare with other runtimes instead of with eager execution: all that are "
@@ -117,10 +117,8 @@ def measure(
 
 def _chosen(options: argparse.Namespace) -> tuple[list[str], Mapping[str, Peer]]:
     """The peers that the options ask for, of which ones. Misuse for those that do not train."""
-    if not options.train:
-        return options.peers, PEERS
-    known = train_contest.PEERS
-    if options.peers == list(PEERS):
+    known = train_contest.PEERS if options.train else PEERS
+    if not options.peers:
         return list(known), known
     others = [PEERS[name].title for name in options.peers if name not in known]
     if others:

@@ -35,8 +35,8 @@ class BufferUpdates:
         self._buffers = {n.attrs["path"]: n.value for n in graph.sources("buffer")}
         for path, value in graph.updates.items():
             self._read(path, graph.node(value))
-        self.inside = _ancestors(graph, graph.updates.values()) - _ancestors(
-            graph, graph.outputs.values()
+        self.inside = graph.ancestors(graph.updates.values()) - graph.ancestors(
+            graph.outputs.values()
         )
 
     def of_batch_norm(self, node: Node) -> RunningStatistics:
@@ -77,15 +77,3 @@ def number_of(graph: Graph, value: Value) -> Any:
     if node.op != "constant" or node.type.rank:
         return None
     return node.attrs["value"].item()
-
-
-def _ancestors(graph: Graph, values: Any) -> set[str]:
-    """Names of the nodes that these values depend on, their own included."""
-    found: set[str] = set()
-    left = [graph.node(v) for v in values]
-    while left:
-        node = left.pop()
-        if node.name not in found:
-            found.add(node.name)
-            left.extend(graph.node(v) for v in node.operands)
-    return found
