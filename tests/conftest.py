@@ -17,6 +17,10 @@ from netwright.ir.types import Dim, TensorType, float32
 from netwright.runtime import compile_workers
 from netwright.runtime.cache import ObjectCache
 
+# PyTorch's idle threads sleep instead of spinning: other processes run other tests. Read when
+# PyTorch is imported, which is later.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 N = Dim(1)
 MAX_BOUND = 1e3  # magnitudes stay far from where float32 loses the plot
 MAX_ELEMENTS = 4096  # per sample
