@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from ..ir.graph import Graph, Node
 from ..ir.ops.packing import packed_conv_size
-from ..ir.types import TensorType, numel, shape_at
+from ..ir.types import TensorType, fixed, is_fixed, numel, shape_at
 from .brgemm import MicroKernels, Reduction, Tile
 from .contraction import Contraction, contraction_of
 from .conv_blocking import Blocking
@@ -96,7 +96,7 @@ def convolution_of(found: Contraction, target: Target) -> Convolution | None:
         return None
     if found.op == "conv2d_winograd":
         attrs = {**_PLAIN, **attrs}
-    if not all(isinstance(d, int) for d in (*x.shape[1:], *w.shape, *found.result.shape[1:])):
+    if not is_fixed((*x.shape[1:], *w.shape, *found.result.shape[1:])):
         return None
     groups = attrs["groups"]
     kernel = attrs["kernel_size"] if packed else shape_at(w.shape[2:], 1)
@@ -121,7 +121,7 @@ def convolution_of(found: Contraction, target: Target) -> Convolution | None:
     return Convolution(
         x.dtype, x.shape[0], axes[0], axes[1], (result[0], result[1]), inputs, outputs, groups,
         (kernel[0], kernel[1]), panel, gradient, None if packed else w, work * 2,
-        int(x.pitch), int(found.pitch),  # type: ignore[arg-type]
+        fixed(x.pitch), fixed(found.pitch),
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..ir.types import Extent, numel
+from ..ir.types import Extent, fixed, numel
 from . import few_rows
 from .brgemm import Epilogue, MicroKernels, Reduction, Tile, halving_rows
 from .chunks import MAX_CUTS
@@ -492,7 +492,7 @@ class GemmWriter:
 
     def _tile(self, height: int, vectors: int, width: int) -> Tile:
         spec = self.spec
-        trips: int | str = "%count" if spec.blocked else int(spec.k)  # type: ignore[arg-type]
+        trips: int | str = "%count" if spec.blocked else fixed(spec.k)
         return Tile(
             spec.dtype,
             self.lanes,

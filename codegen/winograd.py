@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..ir.ops.winograd import INPUT, KERNEL, OUTPUT, WEIGHT
-from ..ir.types import DType, TensorType, float32
+from ..ir.types import DType, TensorType, float32, is_fixed
 from .brgemm import MicroKernels, Reduction, Tile, halving_rows, register_rows
 from .contraction import Contraction
 from .emitter import Lane, VectorEmitter, scalar_type
@@ -78,9 +78,9 @@ def pack_winograd(
 
     Panels are packed as for the direct convolution first, which makes the channels neighbours.
     """
-    if not all(isinstance(d, int) for d in w.shape) or panel % target.lanes(w.dtype):
+    if not is_fixed(w.shape) or panel % target.lanes(w.dtype):
         return None
-    inputs = int(w.shape[0 if flip else 1])  # type: ignore[arg-type]
+    inputs = w.shape[0 if flip else 1]
     taps = KERNEL * KERNEL
     source, _, _ = conv_source(w, panel, flip, 1)
     count = int(source.inner)
