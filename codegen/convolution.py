@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from ..ir.graph import Graph, Node
 from ..ir.ops.packing import packed_conv_size
 from ..ir.types import TensorType, fixed, is_fixed, numel, shape_at
-from .brgemm import MicroKernels, Reduction, Tile
+from .brgemm import MicroKernels
 from .contraction import Contraction, contraction_of
 from .conv_blocking import Blocking
 from .conv_grad_weight import emit_conv_grad_weight
@@ -43,6 +43,7 @@ from .packing import PanelSource, choose_panel, conv_source, pack_function
 from .sizes import Size, extent, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
+from .tile import Reduction, Tile
 from .winograd import winograd_kernel
 
 _OPERATORS = (

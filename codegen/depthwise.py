@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import groupby
 
-from .brgemm import Tile
 from .contraction import Contraction
 from .emitter import Lane, VectorEmitter, scalar_type
 from .image import Convolution, Phase, even_chunks
@@ -32,6 +31,7 @@ from .packing import conv_source, pack_function
 from .sizes import Size, extent, plus, quotient, remainder, times
 from .target import LINE, Target
 from .text import Function
+from .tile import Tile
 
 # Outputs of a tile: enough sums to hide the latency of multiply-add.
 _OUTPUTS = 8

@@ -14,12 +14,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ..ir.types import Dim, fixed
-from .brgemm import MicroKernels, Tile
+from .brgemm import MicroKernels
 from .epilogue import TileEpilogue
 from .gemm_blocking import Gemm
 from .sizes import Size, least, minus, plus, quotient, times
 from .target import Target
 from .text import Function
+from .tile import Tile
 
 MOST_ROWS = 2
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from ..ir.types import Extent, fixed, numel
 from . import few_rows
-from .brgemm import Epilogue, MicroKernels, Reduction, Tile, halving_rows
+from .brgemm import Epilogue, MicroKernels
 from .chunks import MAX_CUTS
 from .epilogue import ALL_ONES, TileEpilogue
 from .few_rows import FewRows
@@ -24,6 +24,7 @@ from .packing import PanelSource, pack_function
 from .sizes import Size, extent, greatest, least, minus, plus, quotient, remainder, times
 from .target import LINE, Target
 from .text import Function
+from .tile import Reduction, Tile, halving_rows
 
 
 def gemm_kernel(

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from ..ir.types import Dim, DType, Extent
-from .brgemm import register_rows
 from .target import LINE, Target
+from .tile import register_rows
 
 # Reductions longer than this are summed block by block, for the caches and for accuracy.
 LONGEST_REDUCTION = 1024
@@ -16,7 +16,6 @@ _BLOCK = 256
 _ROWS_WORTH_PACKING = 4
 # Units of rows in a block below which it is not made smaller for the sake of threads.
 _UNITS_WORTH_DIVIDING = 32
-"""Bytes of a cache line."""
 
 
 @dataclass(frozen=True)

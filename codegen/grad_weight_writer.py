@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from .brgemm import MicroKernels, Reduction, Tile
+from .brgemm import MicroKernels
 from .chunks import MAX_CUTS
 from .emitter import scalar_type
 from .epilogue import ALL_ONES, TileEpilogue
@@ -29,6 +29,7 @@ from .packing import PanelSource, choose_panel, pack_function
 from .sizes import Size, extent, greatest, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
+from .tile import Reduction, Tile
 from .weight_rows import rows_to_weight
 
 # Pixels per block: the gradient of a panel of channels stays in the first level cache. Images that

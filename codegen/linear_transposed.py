@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..ir.types import DType, Extent, numel
-from .brgemm import MicroKernels, Reduction, Tile, register_rows
+from .brgemm import MicroKernels
 from .emitter import Lane, VectorEmitter, scalar_type
 from .epilogue import TileEpilogue
 from .kernel import (
@@ -34,6 +34,7 @@ from .packing import call_pack, transpose
 from .sizes import Size, extent, greatest, least, minus, plus, quotient, times
 from .target import LINE, Target
 from .text import Function
+from .tile import Reduction, Tile, register_rows
 
 STRIP = 16
 """Outputs of a strip: whole registers of every target."""

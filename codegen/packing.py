@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..ir.types import DType, TensorType, fixed, is_fixed
-from .brgemm import register_rows
 from .emitter import Lane, VectorEmitter, scalar_type
 from .kernel import Kernel, TaskCount, assembled, kernel_params, symbol_for
 from .sizes import Size, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
+from .tile import register_rows
 
 # The part of a row that goes into a panel is a stream too short for the hardware to foresee.
 _ROWS_AHEAD = 16

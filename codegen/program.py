@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from ..ir.graph import Graph, Node, Value
 from ..ir.plan import Location, Plan, Step
-from ..ir.types import Dim, Extent, TensorType, fixed, numel
+from ..ir.types import Dim, Extent, TensorType, numel
 from .kernel import Kernel, TaskCount
 from .llvm import module_text
 from .select import select_kernel
@@ -381,7 +381,7 @@ def _touched(locations: Sequence[Location], kinds: Sequence[TensorType]) -> list
     for location, kind in zip(locations, kinds, strict=True):
         size, columns = _span(kind), 0
         if location.pitch:
-            columns = fixed(kind.shape[-1]) * kind.dtype.itemsize
+            columns = int(kind.shape[-1]) * kind.dtype.itemsize  # type: ignore[arg-type]
             size = size // columns * location.pitch
         found.append(_Range(location, size, columns))
     return found

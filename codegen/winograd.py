@@ -15,7 +15,7 @@ from functools import partial
 
 from ..ir.ops.winograd import INPUT, KERNEL, OUTPUT, WEIGHT
 from ..ir.types import DType, TensorType, float32, is_fixed
-from .brgemm import MicroKernels, Reduction, Tile, halving_rows, register_rows
+from .brgemm import MicroKernels
 from .contraction import Contraction
 from .emitter import Lane, VectorEmitter, scalar_type
 from .epilogue import TileEpilogue
@@ -33,6 +33,7 @@ from .packing import conv_source, pack_function
 from .sizes import Size, extent, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
+from .tile import Reduction, Tile, halving_rows, register_rows
 from .winograd_transforms import row_groups, transform_2d
 
 # Tiles per block: rows of the products that share one pass over the weights.
