@@ -89,6 +89,19 @@ class Blocking:
         self._plan_b()
         self._plan_a()
 
+    @property
+    def panel_vectors(self) -> tuple[int, int]:
+        """Vectors per row of a panel, and of the last one."""
+        spec, lanes = self.spec, self.target.lanes(self.spec.dtype)
+        last = spec.n - (spec.panels - 1) * spec.panel
+        return spec.panel // lanes, -(-last // lanes)
+
+    @property
+    def row_cost(self) -> int:
+        """Vectors per row: what a unit of rows costs over all panels."""
+        wide, last = self.panel_vectors
+        return (self.spec.panels - 1) * wide + last
+
     def _plan_rows(self) -> None:
         """The height of a unit: the tallest tile, or less so that static extents divide evenly."""
         spec = self.spec

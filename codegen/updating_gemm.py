@@ -108,9 +108,9 @@ class _UpdatingGemmWriter(GemmWriter):
         f = self.f
         place = chunk.item, chunk.line, chunk.top, chunk.rows
         if not self.blocking.a_pitch:
-            return self._block_of_a(*place, k, count)
+            return self.operands.block_of_a(*place, k, count)
         with f.when(f.emit(f"icmp sgt i64 {chunk.line.k}, {self.spec.block}")):
-            self._block_of_a(*place, k, count)
+            self.operands.block_of_a(*place, k, count)
         return run.a
 
     def _next(self, run: Run, following: Following, after: Size, final: str) -> str:
