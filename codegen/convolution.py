@@ -31,12 +31,12 @@ from .image import (
 )
 from .kernel import (
     MAX_CUTS,
-    MAX_TASKS,
     Kernel,
     TaskCount,
     assembled,
     kernel_params,
     symbol_for,
+    tasks_for,
     traffic,
 )
 from .packing import PanelSource, choose_panel, conv_source, pack_function
@@ -192,7 +192,7 @@ class _Writer:
         blocks = -(-spec.rows.count // self.cut.block_rows)
         batch = extent(f, spec.batch)
         work = times(f, batch, blocks * parts)
-        tasks = max(1, min(MAX_TASKS, work)) if isinstance(work, int) else MAX_TASKS
+        tasks = tasks_for(work)
         first = quotient(f, times(f, work, "%begin"), tasks)
         stop = quotient(f, times(f, work, "%end"), tasks)
         weights = self._prepare(first, stop)

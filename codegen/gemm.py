@@ -24,7 +24,7 @@ from .few_rows import FewRows
 from .gemm_blocking import Blocking, Gemm
 from .gemm_operands import Operands
 from .gemm_work import Chunk, Following, Line, Run, unit_at
-from .kernel import MAX_TASKS, Kernel, TaskCount, assembled, kernel_params, symbol_for
+from .kernel import Kernel, TaskCount, assembled, kernel_params, symbol_for, tasks_for
 from .sizes import Size, extent, greatest, least, minus, plus, quotient, remainder, times
 from .target import LINE, Target
 from .text import Function
@@ -98,7 +98,7 @@ class GemmWriter:
             batch = times(f, batch, extent(f, d))
         units = quotient(f, plus(f, m, self.blocking.unit - 1), self.blocking.unit)
         work = times(f, batch, times(f, units, spec.panels))
-        tasks = self._tasks(work)
+        tasks = tasks_for(work)
         cost = times(f, batch, times(f, units, self.blocking.row_cost))
         first, stop = (
             unit_at(f, self.blocking, quotient(f, times(f, cost, place), tasks), units)
@@ -212,9 +212,6 @@ class GemmWriter:
         """A run of units of one panel; what follows it in the chunk is ``following``."""
         later = self.operands.later(run.b, k, chunk.first, following)
         self._run(replace(run, later=later), k, count, epilogues)
-
-    def _tasks(self, work: Size) -> int:
-        return max(1, min(MAX_TASKS, work)) if isinstance(work, int) else MAX_TASKS
 
     def _run(
         self,

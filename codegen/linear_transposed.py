@@ -22,13 +22,13 @@ from .brgemm import MicroKernels
 from .emitter import Lane, VectorEmitter, scalar_type
 from .epilogue import TileEpilogue
 from .kernel import (
-    MAX_TASKS,
     Kernel,
     LocalFunctions,
     TaskCount,
     assembled,
     kernel_params,
     symbol_for,
+    tasks_for,
 )
 from .packing import call_pack, transpose
 from .sizes import Size, extent, greatest, least, minus, plus, quotient, times
@@ -152,7 +152,7 @@ class _Writer:
         m = extent(f, spec.rows)
         vectors = quotient(f, plus(f, m, self.lanes - 1), self.lanes)
         work = times(f, vectors, self.strips)
-        tasks = max(1, min(MAX_TASKS, work)) if isinstance(work, int) else MAX_TASKS
+        tasks = tasks_for(work)
         first, stop = (
             self._place(quotient(f, times(f, work, place), tasks), vectors)
             for place in ("%begin", "%end")

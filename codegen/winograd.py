@@ -21,13 +21,13 @@ from .emitter import Lane, VectorEmitter, scalar_type
 from .epilogue import TileEpilogue
 from .image import Convolution
 from .kernel import (
-    MAX_TASKS,
     Kernel,
     LocalFunctions,
     TaskCount,
     assembled,
     kernel_params,
     symbol_for,
+    tasks_for,
 )
 from .packing import conv_source, pack_function
 from .sizes import Size, extent, least, minus, plus, quotient, remainder, times
@@ -188,7 +188,7 @@ class _Writer:
     def kernel(self) -> Kernel:
         f, spec = self.f, self.spec
         work = times(f, extent(f, spec.batch), self.down * self.across)
-        tasks = max(1, min(MAX_TASKS, work)) if isinstance(work, int) else MAX_TASKS
+        tasks = tasks_for(work)
         first, stop, panels = self._range(work, tasks)
         count = minus(f, stop, first)
         with f.when(f.emit(f"icmp sgt i64 {count}, 0")):
