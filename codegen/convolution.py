@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 from ..ir.graph import Graph, Node
 from ..ir.ops.packing import packed_conv_size
-from ..ir.types import TensorType, numel, shape_at
-from .brgemm import MicroKernels, Reduction, Tile
+from ..ir.types import TensorType, fixed, is_fixed, numel, shape_at
+from .brgemm import MicroKernels
 from .contraction import Contraction, contraction_of
 from .conv_blocking import Blocking
 from .conv_grad_weight import emit_conv_grad_weight
@@ -31,18 +31,19 @@ from .image import (
 )
 from .kernel import (
     MAX_CUTS,
-    MAX_TASKS,
     Kernel,
     TaskCount,
     assembled,
     kernel_params,
     symbol_for,
+    tasks_for,
     traffic,
 )
 from .packing import PanelSource, choose_panel, conv_source, pack_function
 from .sizes import Size, extent, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
+from .tile import Reduction, Tile
 from .winograd import winograd_kernel
 
 _OPERATORS = (
@@ -96,7 +97,7 @@ def convolution_of(found: Contraction, target: Target) -> Convolution | None:
         return None
     if found.op == "conv2d_winograd":
         attrs = {**_PLAIN, **attrs}
-    if not all(isinstance(d, int) for d in (*x.shape[1:], *w.shape, *found.result.shape[1:])):
+    if not is_fixed((*x.shape[1:], *w.shape, *found.result.shape[1:])):
         return None
     groups = attrs["groups"]
     kernel = attrs["kernel_size"] if packed else shape_at(w.shape[2:], 1)
@@ -121,7 +122,7 @@ def convolution_of(found: Contraction, target: Target) -> Convolution | None:
     return Convolution(
         x.dtype, x.shape[0], axes[0], axes[1], (result[0], result[1]), inputs, outputs, groups,
         (kernel[0], kernel[1]), panel, gradient, None if packed else w, work * 2,
-        int(x.pitch), int(found.pitch),  # type: ignore[arg-type]
+        fixed(x.pitch), fixed(found.pitch),
     )  # fmt: skip
 
 
@@ -191,7 +192,7 @@ class _Writer:
         blocks = -(-spec.rows.count // self.cut.block_rows)
         batch = extent(f, spec.batch)
         work = times(f, batch, blocks * parts)
-        tasks = max(1, min(MAX_TASKS, work)) if isinstance(work, int) else MAX_TASKS
+        tasks = tasks_for(work)
         first = quotient(f, times(f, work, "%begin"), tasks)
         stop = quotient(f, times(f, work, "%end"), tasks)
         weights = self._prepare(first, stop)
