@@ -65,6 +65,10 @@ class CompiledModule(Inspection, Module):
     def __getitem__(self, index: Any) -> Any:
         return self._model[index]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy, also by pickle, is of the model; it compiles its own programs when it needs them.
+        return CompiledModule, (self._model, self._options)
+
     def __repr__(self) -> str:
         return f"Compiled({self._model!r})"
 
@@ -143,9 +147,11 @@ class CompiledModule(Inspection, Module):
     def _choose(self, call: Call) -> tuple[Variant, Wanted]:
         """The program for a call in the modes of now, and what needs a gradient."""
         if not call.leaves:
+            given = [*call.args, *call.kwargs.values()]
+            kinds = [f"{type(a).__module__}.{type(a).__name__}" for a in given]
             raise TypeError(
-                f"{type(self._model).__name__}: a compiled model needs at least one tensor or "
-                "numpy array as an argument"
+                f"{type(self._model).__name__}: a compiled model needs at least one netwright "
+                f"tensor or numpy array as an argument, got {', '.join(kinds) or 'none'}"
             )
         wanted = self._wanted(call) if grad_mode.is_grad_enabled() else {}
         if wanted and self._model.training:

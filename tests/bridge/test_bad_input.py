@@ -437,7 +437,7 @@ def test_a_model_without_tensor_inputs_says_what_is_missing() -> None:
 
     fast = nw.compile(Table())
     for args in ((), (2.0,)):
-        with pytest.raises(TypeError, match="needs at least one tensor or numpy array"):
+        with pytest.raises(TypeError, match="needs at least one netwright tensor or numpy array"):
             fast(*args)
 
 
