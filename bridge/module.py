@@ -80,7 +80,7 @@ class CompiledModule(Inspection, Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's result, from native code."""
         call = Call(args, kwargs)
-        if dispatch.tracer is not None or settings.disabled():
+        if dispatch.current.tracer is not None or settings.disabled():
             return self._model(*call.args, **call.kwargs)
         variant, wanted = self._choose(call)
         if isinstance(variant, TrainingVariant):

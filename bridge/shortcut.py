@@ -40,7 +40,7 @@ def conditions() -> Callable[[], bool]:
         if (
             structure.count != modules
             or settings.generation != generation
-            or dispatch.tracer is not None
+            or dispatch.current.tracer is not None
         ):
             return False
         now = perf_counter()

@@ -35,19 +35,25 @@ class State:
 
     def sync(self) -> object:
         """Binds arrays that were exchanged; the state's version, None if it cannot be known."""
-        changed = {}
-        for i, tensor in enumerate(self.tensors):
-            array = tensor._array
-            if array is not self._arrays[i]:
-                if not array.flags.c_contiguous or not array.flags.aligned:
-                    array = tensor._array = np.require(array, requirements=["C", "A", "W", "O"])
-                self._arrays[i] = array
-                changed[self.paths[i]] = array
-        if changed:
-            self.executable.bind(changed)
+        if not self.bound():
+            self._bind()
         if any(t._storage.exported for t in self.tensors):
             return None
         return tuple([t._storage.version for t in self.tensors])
+
+    def _bind(self) -> None:
+        changed = {}
+        with self.executable.lock:  # another thread that runs meanwhile waits for all of it
+            for i, tensor in enumerate(self.tensors):
+                array = tensor._array
+                if array is not self._arrays[i]:
+                    if not array.flags.c_contiguous or not array.flags.aligned:
+                        array = np.require(array, requirements=["C", "A", "W", "O"])
+                        tensor._array = array
+                    changed[i] = array
+            self.executable.bind({self.paths[i]: array for i, array in changed.items()})
+            for i, array in changed.items():
+                self._arrays[i] = array
 
     def bound(self) -> bool:
         """Whether every tensor still has the array that the executable reads and writes."""

@@ -91,7 +91,7 @@ class TracedTensor(Tensor):
 
     @property
     def _array(self) -> np.ndarray:  # type: ignore[override]
-        if dispatch.tracer is self._tracer:
+        if dispatch.current.tracer is self._tracer:
             self._no_data("this operation")
         raise TraceError(
             f"a tensor of type {self._kind} that was made while a model was traced is used "

@@ -104,7 +104,7 @@ class Tensor(Operators, Methods):
 
     def _no_data(self, what: str) -> None:
         """Raises TraceError where a value is needed that a trace does not have."""
-        if dispatch.tracer is not None and dispatch.tracer.wants(self):
+        if dispatch.current.tracer is not None and dispatch.current.tracer.wants(self):
             file, line = dispatch.caller()
             raise TraceError(
                 f"{what} at {file}:{line} reads a parameter or buffer while the model is being "

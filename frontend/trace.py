@@ -84,13 +84,13 @@ def trace(
         s.symbol = tracer.input(path, s.tensor, batch)
     traced_args = tree.map_leaves(placed_args, _is_slot, _symbol_of)
     traced_kwargs = tree.map_leaves(placed_kwargs, _is_slot, _symbol_of)
-    previous, dispatch.tracer = dispatch.tracer, tracer
+    previous, dispatch.current.tracer = dispatch.current.tracer, tracer
     tracer.root_frame = sys._getframe()
     try:
         with grad_mode.enable_grad():
             result = program(*traced_args, **traced_kwargs)
     finally:
-        dispatch.tracer = previous
+        dispatch.current.tracer = previous
     outputs = tree.flatten(result, _is_tensor)
     if not outputs:
         raise TraceError(
