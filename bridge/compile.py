@@ -83,9 +83,11 @@ def compile(
     ValueError for unknown passes, accuracies or modules, and for numbers out of range.
     """
     if not isinstance(model, Module):
+        raise TypeError(f"compile(): expected an nn.Module, {_given(model)}")
+    if passes is not None and not isinstance(passes, Mapping):
         raise TypeError(
-            f"compile(): expected an nn.Module, got {type(model).__name__}; wrap a function in a "
-            "module whose forward() calls it"
+            'compile(): passes must be a dict of names and switches, such as '
+            f'{{"fuse_conv_bn_relu": False}}; got {type(passes).__name__}'
         )
     if isinstance(model, CompiledModule):
         model = model._model
@@ -117,6 +119,22 @@ def compile(
         )
     return CompiledStep(
         model, loss, optimizer, options, accumulate, clip_grad_norm, clip_grad_value
+    )
+
+
+def _given(model: object) -> str:
+    """What was given in the place of a module, and what to do about it."""
+    if isinstance(model, type):
+        return f"got the class {model.__name__}; compile an instance of it"
+    if type(model).__module__.partition(".")[0] == "torch" or any(
+        c.__module__.startswith("torch.nn") for c in type(model).__mro__
+    ):
+        return (
+            f"got {type(model).__name__} of PyTorch; build the model from netwright.nn and load "
+            "the other's state_dict() into it"
+        )
+    return (
+        f"got {type(model).__name__}; wrap a function in a module whose forward() calls it"
     )
 
 

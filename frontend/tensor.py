@@ -382,6 +382,14 @@ class Tensor(Operators, Methods):
         """``to(other.dtype)``."""
         return self.to(other.dtype)
 
+    def half(self) -> Tensor:
+        """DTypeError: there is no float16."""
+        return self.to("float16")
+
+    def bfloat16(self) -> Tensor:
+        """DTypeError: there is no bfloat16."""
+        return self.to("bfloat16")
+
     def cpu(self) -> Tensor:
         """The tensor itself."""
         return self
@@ -493,6 +501,8 @@ def wanted_dtype(args: tuple[Any, ...], kwargs: dict[str, Any]) -> DType | None:
     for arg in args:
         if isinstance(arg, Tensor):
             wanted = arg.dtype
+        elif isinstance(arg, str) and arg in ("float16", "half", "bfloat16"):
+            wanted = arg  # no dtype that there is: the error names those
         elif isinstance(arg, (str, device)):
             check_device(arg)
         elif arg is not None and not isinstance(arg, bool):

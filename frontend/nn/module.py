@@ -397,6 +397,14 @@ class Module:
         """Casts floating parameters and buffers to float64."""
         return self.to(dtype=float64)
 
+    def half(self: Self) -> Self:
+        """DTypeError: there is no float16."""
+        return self.to("float16")
+
+    def bfloat16(self: Self) -> Self:
+        """DTypeError: there is no bfloat16."""
+        return self.to("bfloat16")
+
     def cpu(self: Self) -> Self:
         """Returns the module: everything lives on the CPU."""
         return self
