@@ -26,8 +26,8 @@ from .tile import Tile
 # `python benchmarks/decisions.py updating_gemm` times whole steps with and without it. In three
 # runs with two cores (Zen 4) they were 0.87 to 1.16 times as fast with an update that reads two
 # arrays (SGD with momentum), a gain of a percent in the median; 0.75 to 1.02 times with three
-# (Adam), a loss of 15 %. A tile touches a few lines of each row of every array, where a loop of its own reads
-# whole rows, which the hardware foresees.
+# (Adam), a loss of 15 %. A tile touches a few lines of each row of every array, where a loop of its
+# own reads whole rows, which the hardware foresees.
 _MOST_ARRAYS = 2
 _LONGEST_ROW = 4
 
