@@ -70,6 +70,11 @@ class Executable:
         _alive.add(self)
 
     @property
+    def lock(self) -> threading.RLock:
+        """Held during a run and while what it reads is changed."""
+        return self._lock
+
+    @property
     def fallbacks(self) -> int:
         """How many operators run through numpy."""
         return len(self.program.fallbacks)
