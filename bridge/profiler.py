@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import compiler
 from ..codegen.program import Fallback, Launch, Move
-from ..compiler import Compilation
+from ..compilation import Compilation
 from ..errors import NetwrightError
 from ..frontend.random import default_generator
 from ..ir.graph import Graph, Node
