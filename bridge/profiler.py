@@ -198,8 +198,8 @@ def _work(
 ) -> tuple[int, int, int]:
     """Floating-point operations, bytes moved, tasks."""
     if isinstance(step, Joint):
-        flops, moved, tasks = zip(*(_work(graph, x, n) for x in step.launches), strict=True)
-        return sum(flops), sum(moved), sum(tasks)
+        works = [_work(graph, launch, n) for launch in step.launches]
+        return sum(w[0] for w in works), sum(w[1] for w in works), sum(w[2] for w in works)
     if isinstance(step, Move):
         return 0, 2 * graph.type(step.value).bytes_at(n), 0
     moved = _bytes_moved(graph, step.node, n)

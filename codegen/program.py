@@ -290,7 +290,7 @@ class EntryEmitter:
         """A round of one kernel, or a copy."""
         places = [self._pointer(fn, pointers, loc) for loc in (*step.results, *step.operands)]
         if isinstance(what, Move):
-            self._copy(fn, what, *places, first)
+            self._copy(fn, what, places[0], places[1], first)
             return
         cuts = cuts_for(what.cost, what.cuts, what.cuts_from)
         with shared(fn, _count(fn, what.tasks), cuts, first) as (begin, end):
