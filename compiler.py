@@ -55,6 +55,7 @@ from .passes.plan_memory import plan_memory
 from .passes.recompute import recompute
 from .passes.rewriting import Ledger
 from .passes.save_pool_places import save_pool_places
+from .passes.schedule_updates import schedule_updates
 from .passes.simplify import simplify
 from .passes.split_backward import split_backward
 from .passes.split_batch_norm import split_batch_norm
@@ -82,6 +83,7 @@ PASSES = (
     "fuse_pooling",
     "fuse_row_means",
     "pack_weights",
+    "schedule_updates",
 )
 
 
@@ -329,6 +331,7 @@ def lower(
         ("fuse_row_means", fuse_row_means),
         ("pack_weights", partial(_pack, made=made, options=options, target=host())),
         ("eliminate_dead_code", eliminate_dead_code),
+        ("schedule_updates", schedule_updates),
     ]
     prefix = "backward." if graph.name.endswith("_backward") else ""
     for name, apply in passes:
