@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from .codegen import updating_gemm, winograd, winograd_grad_weight
 from .codegen.columns import accepts_columns
 from .codegen.conv_grad_weight_parts import parts_for
+from .codegen.conv_moments import moments_rows
 from .codegen.matmul import linear_operator
 from .codegen.packing import choose_panel
 from .codegen.program import emit_program
@@ -44,6 +45,7 @@ from .passes.fold_constants import fold_constants
 from .passes.fuse_conv_bn_relu import fuse_conv_bn_relu
 from .passes.fuse_elementwise import fuse_elementwise
 from .passes.fuse_elementwise_pooling import fuse_elementwise_pooling
+from .passes.fuse_moments import fuse_moments
 from .passes.fuse_pooling import fuse_pooling
 from .passes.fuse_reductions import fuse_reductions
 from .passes.fuse_row_means import fuse_row_means
@@ -84,6 +86,7 @@ PASSES = (
     "fuse_pooling",
     "fuse_row_means",
     "pack_weights",
+    "fuse_moments",
 )
 
 
@@ -381,6 +384,7 @@ def lower(
         ("fuse_pooling", fuse_pooling),
         ("fuse_row_means", fuse_row_means),
         ("pack_weights", partial(_pack, made=made, options=options, target=host())),
+        ("fuse_moments", partial(_fuse_moments, target=host())),
         ("eliminate_dead_code", eliminate_dead_code),
     ]
     prefix = "backward." if graph.name.endswith("_backward") else ""
@@ -469,6 +473,10 @@ def _pack(
         parts_for,
         linear,
     )
+
+
+def _fuse_moments(graph: Graph, ledger: Ledger, target: Target) -> Graph:
+    return fuse_moments(graph, lambda node, graph: moments_rows(node, graph, target), ledger)
 
 
 def _run(

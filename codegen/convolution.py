@@ -39,6 +39,7 @@ from .kernel import (
     symbol_for,
     traffic,
 )
+from .moments import RowMoments
 from .packing import PanelSource, choose_panel, conv_source, pack_function
 from .sizes import Size, extent, least, minus, plus, quotient, remainder, times
 from .target import Target
@@ -74,16 +75,19 @@ def _emit_product(node: Node, operands: Sequence[TensorType], target: Target) ->
         return None
     pool = found.epilogue.pool
     if spec.depthwise:
-        if pool is not None:
+        if pool is not None or found.moments is not None:
             return None
         return depthwise_kernel(found, spec, len(operands), target)
     if found.epilogue.sums:
         return None
     if found.op == "conv2d_winograd":
+        if found.moments is not None:
+            return None
         return winograd_kernel(found, spec, len(operands), target)
-    if pool is None and _is_matrix_product(spec):
+    if pool is None and is_matrix_product(spec):
         return _matrix_product(found, spec, len(operands), target)
-    return _Writer(found, spec, len(operands), target).kernel()
+    writer = _Writer(found, spec, len(operands), target)
+    return writer.kernel() if writer.takes_moments() else None
 
 
 def convolution_of(found: Contraction, target: Target) -> Convolution | None:
@@ -125,7 +129,7 @@ def convolution_of(found: Contraction, target: Target) -> Convolution | None:
     )  # fmt: skip
 
 
-def _is_matrix_product(spec: Convolution) -> bool:
+def is_matrix_product(spec: Convolution) -> bool:
     """1 x 1 kernels without stride and padding: pixels are rows, whatever image they are in."""
     if spec.kernel != (1, 1) or spec.groups != 1:
         return False
@@ -171,17 +175,34 @@ class _Writer:
         self.spec, self.epilogue, self.target = spec, found.epilogue, target
         self.x, self.w = found.pointer(0), found.pointer(1)
         self.symbol = symbol_for(
-            found.op, spec, found.epilogue.key, self.x, self.w, inputs, target
+            found.op, spec, found.epilogue.key, found.moments, self.x, self.w, inputs, target
         )
-        self.f = Function(self.symbol, kernel_params(len(found.epilogue.outputs), inputs))
+        results = len(found.epilogue.outputs) + (found.moments is not None)
+        self.f = Function(self.symbol, kernel_params(results, inputs))
         self.micro = MicroKernels(f"{self.symbol}_tile")
         self.lanes = target.lanes(spec.dtype)
         self.scalar = "float" if spec.dtype.itemsize == 4 else "double"
         self.helpers: list[Function] = []
         self.group_inputs = spec.inputs // spec.groups
         self.group_outputs = spec.outputs // spec.groups
-        self.cut = Blocking(spec, found.epilogue, target)
+        self.moments: RowMoments | None = None
+        self.part_lines = 1
+        if found.moments is not None:
+            self.part_lines = found.moments.rows // spec.size[1]
+            self.moments = RowMoments(
+                self.symbol, found.moments, found.epilogue.outputs[0], spec.outputs, spec.y_pitch,
+                target,
+            )  # fmt: skip
+        self.cut = Blocking(spec, found.epilogue, target, self.part_lines)
         self.scratch = self._block_bytes() + self._weight_bytes()
+
+    def takes_moments(self) -> bool:
+        """Whether the parts whose moments are asked for, if any, are whole lines of tiles."""
+        if self.moments is None:
+            return True
+        height, width = self.spec.size
+        whole = self.moments.parts.rows == self.part_lines * width
+        return whole and not height % self.part_lines and not self.part_lines % self.cut.lines
 
     # -- the kernel
 
@@ -208,6 +229,8 @@ class _Writer:
             with f.loop(plus(f, part, "%run"), start=part) as loop:
                 self._part(image, block, loop.index, source, weights)
         functions = [*self.helpers, *self.micro.functions, f]
+        if self.moments is not None:
+            functions[:0] = self.moments.functions
         return assembled(
             functions,
             TaskCount(tasks),
@@ -316,7 +339,7 @@ class _Writer:
         count = least(f, minus(f, rows.count, start), self.cut.block_rows)
         outputs = _Block(image, start, count, column, width)
         if not self.cut.splits:
-            self._lines(outputs, a, b, rows, columns, self.epilogue)
+            self._finished_lines(outputs, a, b, rows, columns, self.epilogue)
             return
         one = replace(rows, taps=1)
         down = rows.tap_advance * self.cut.pitch
@@ -330,7 +353,32 @@ class _Writer:
             self._lines(outputs, here, weights, one, columns, sums, keep)
         a = f.element(a, self.scalar, (rows.taps - 1) * down)
         b = f.element(b, self.scalar, (rows.taps - 1) * row)
-        self._lines(outputs, a, b, one, columns, replace(self.epilogue, accumulate=True))
+        last = replace(self.epilogue, accumulate=True)
+        self._finished_lines(outputs, a, b, one, columns, last)
+
+    def _finished_lines(
+        self, block: _Block, a: str, b: str, rows: Phase, columns: Phase, epilogue: TileEpilogue
+    ) -> None:
+        """The outputs of one phase in a block, with what follows when they are complete."""
+        moments, width = self.moments, self.spec.size[1]
+        if moments is None:
+            self._lines(block, a, b, rows, columns, epilogue)
+            return
+        f, lines = self.f, self.part_lines
+        most = min(lines, moments.block_rows(block.width) // width)
+        divisors = (n for n in range(self.cut.lines, most + 1, self.cut.lines) if not lines % n)
+        together = max(divisors, default=self.cut.lines)
+        with f.loop(block.count, step=together) as loop:
+            here = replace(block, start=plus(f, block.start, loop.index), count=together)
+            moved = times(f, loop.index, rows.advance * self.cut.pitch)
+            self._lines(here, f.element(a, self.scalar, moved), b, rows, columns, epilogue)
+            part = quotient(f, here.start, lines)
+            part = plus(f, times(f, block.image, self.spec.size[0] // lines), part)
+            before = times(f, remainder(f, here.start, lines), width)
+            row = plus(f, times(f, block.image, self.spec.size[0]), here.start)
+            moments.add(
+                f, part, times(f, row, width), together * width, before, block.column, block.width
+            )
 
     def _lines(
         self,
