@@ -21,7 +21,7 @@ from .body import PASSED_THROUGH, lower_nodes, split_by_motion
 from .emitter import Lane, VectorEmitter, memory_type
 from .kernel import Kernel, TaskCount
 from .loops import Lanes, Position, add_all, sweep, widen
-from .moments import Merging, block_moments, row_count, sums_shape
+from .moments import merged, row_count
 from .sizes import Size, greatest, least, minus, plus, quotient, times, unravel
 from .target import LINE, Target
 from .writer import KernelWriter, column_blocks, for_each_column_block, in_column_block
@@ -92,9 +92,21 @@ class _Sums:
             {v for n in self.moving for v in n.operands}
             & {n.value for n in self.still if n.op != "constant"}
         )
-        vectors = -(-self.channels // self.e.lanes)
-        self.group, self.unroll = sums_shape(w.target, vectors, max(1, held))
+        self.group, self.unroll = self._shape(max(1, held))
         self.block = TERMS * self.unroll
+
+    def _shape(self, held: int) -> tuple[int, int]:
+        """(vectors of channels at a time, rows at a time).
+
+        Each vector has two sums per row of the step, and ``held`` values that stay in registers.
+        More rows only hide the latency of the additions, which several vectors do, too.
+        """
+        free = self.w.target.registers - 8
+        width = -(-self.channels // self.e.lanes)
+        for group, unroll in ((4, 1), (2, 2), (2, 1), (1, 4), (1, 2)):
+            if group <= width and group * (2 * unroll + held) <= free:
+                return group, unroll
+        return 1, 1
 
     def emit(self) -> TaskCount:
         fn, e = self.fn, self.e
@@ -208,25 +220,37 @@ class _Sums:
     def moments(
         self, part: Size, columns: list[_Column], start: Size, count: Size, before: Size
     ) -> None:
-        fn, e = self.fn, self.e
+        fn, e, width = self.fn, self.e, len(columns)
+        zeros = [e.constant(0, self.dtype)] * width
 
-        def over(body: Any, zeros: Sequence[Lane]) -> Lanes:
-            return self._over(start, count, body, zeros)
+        def plain(at: Position, acc: Lanes) -> Lanes:
+            return add_all(e, acc, tuple(self.values(c, at.at, True)[0] for c in columns))
 
-        def first(row: Size) -> Lanes:
-            return tuple(self.values(c, row, True)[0] for c in columns)
-
-        def second(row: Size) -> Lanes:
-            self._fetch(columns, row)
-            return tuple(self.values(c, row, False)[0] for c in columns)
-
+        totals = self._over(start, count, plain, zeros)
         number = row_count(fn, e, count)
-        found = block_moments(e, over, (first, second), len(columns), self.dtype, number)
-        merging = Merging.of(e, number, row_count(fn, e, before))
+        means = [e.cast(e.div(widen(e, v), number), self.dtype) for v in totals]
+
+        def around(at: Position, acc: Lanes) -> Lanes:
+            self._fetch(columns, at.at)
+            d = [
+                e.sub(self.values(c, at.at, False)[0], mean)
+                for c, mean in zip(columns, means, strict=True)
+            ]
+            firsts = [e.add(a, v) for a, v in zip(acc[:width], d, strict=True)]
+            return (*firsts, *(e.fma(v, v, a) for a, v in zip(acc[width:], d, strict=True)))
+
+        found = self._over(start, count, around, zeros * 2)
+        old = row_count(fn, e, before)
         places = [self.sum_row(part, which) for which in range(2)]
-        for c, block in zip(columns, found, strict=True):
-            known = c.at.load(places[0], float64), c.at.load(places[1], float64)
-            for value, place in zip(merging.merged(e, known, block), places, strict=True):
+        for k, c in enumerate(columns):
+            off = e.div(widen(e, found[k]), number)
+            mean = e.add(widen(e, means[k]), off)
+            squares = e.sub(
+                widen(e, found[width + k]), e.mul(off, e.mul(off, number))
+            )
+            known = [c.at.load(p, float64) for p in places]
+            together = merged(e, known, (mean, squares), old, number)
+            for value, place in zip(together, places, strict=True):
                 c.at.store(value, place)
 
     def products(

@@ -39,7 +39,7 @@ from .kernel import (
     symbol_for,
     traffic,
 )
-from .moments import RowMoments
+from .moments import Sums, TileMoments
 from .packing import PanelSource, choose_panel, conv_source, pack_function
 from .sizes import Size, extent, least, minus, plus, quotient, remainder, times
 from .target import Target
@@ -185,16 +185,20 @@ class _Writer:
         self.helpers: list[Function] = []
         self.group_inputs = spec.inputs // spec.groups
         self.group_outputs = spec.outputs // spec.groups
-        self.moments: RowMoments | None = None
+        self.moments: TileMoments | None = None
         self.part_lines = 1
         if found.moments is not None:
             self.part_lines = found.moments.rows // spec.size[1]
-            self.moments = RowMoments(
-                self.symbol, found.moments, found.epilogue.outputs[0], spec.outputs, spec.y_pitch,
-                target,
-            )  # fmt: skip
+            width = min(spec.panel, self.group_outputs)
+            sums = Sums(found.epilogue.outputs[0], self.lanes, width)
+            self.moments = TileMoments(self.symbol, found.moments, sums, spec.outputs, target)
+            self.epilogue = replace(self.epilogue, moments=sums)
         self.cut = Blocking(spec, found.epilogue, target, self.part_lines)
         self.scratch = self._block_bytes() + self._weight_bytes()
+        self.sums_at = -(-self.scratch // 64) * 64
+        if self.moments is not None:
+            self.scratch = self.sums_at + self.moments.sums.bytes
+        self.private_at = -(-self.scratch // 64) * 64
 
     def takes_moments(self) -> bool:
         """Whether the parts whose moments are asked for, if any, are whole lines of tiles."""
@@ -356,6 +360,12 @@ class _Writer:
         last = replace(self.epilogue, accumulate=True)
         self._finished_lines(outputs, a, b, one, columns, last)
 
+    def _sums_at(self) -> str:
+        """The address of the sums for the moments, if they are taken."""
+        if self.moments is None:
+            return ""
+        return self.f.element("%scratch", "i8", self.sums_at)
+
     def _finished_lines(
         self, block: _Block, a: str, b: str, rows: Phase, columns: Phase, epilogue: TileEpilogue
     ) -> None:
@@ -365,19 +375,17 @@ class _Writer:
             self._lines(block, a, b, rows, columns, epilogue)
             return
         f, lines = self.f, self.part_lines
-        most = min(lines, moments.block_rows(block.width) // width)
-        divisors = (n for n in range(self.cut.lines, most + 1, self.cut.lines) if not lines % n)
-        together = max(divisors, default=self.cut.lines)
+        together = moments.parts.run(self.cut.lines * width) // width
         with f.loop(block.count, step=together) as loop:
             here = replace(block, start=plus(f, block.start, loop.index), count=together)
             moved = times(f, loop.index, rows.advance * self.cut.pitch)
+            moments.sums.clear(f, self._sums_at())
             self._lines(here, f.element(a, self.scalar, moved), b, rows, columns, epilogue)
             part = quotient(f, here.start, lines)
             part = plus(f, times(f, block.image, self.spec.size[0] // lines), part)
             before = times(f, remainder(f, here.start, lines), width)
-            row = plus(f, times(f, block.image, self.spec.size[0]), here.start)
-            moments.add(
-                f, part, times(f, row, width), together * width, before, block.column, block.width
+            moments.finish(
+                f, self._sums_at(), part, together * width, before, block.column, block.width
             )
 
     def _lines(
@@ -433,7 +441,9 @@ class _Writer:
                 pixel = plus(f, times(f, loop.index, height * columns.step), first * columns.step)
                 args = [("ptr", here), ("ptr", b)]
                 at = plus(f, row, pixel)
-                args += epilogue.arguments(f, at, block.column, spec.y_pitch, keep)
+                args += epilogue.arguments(
+                    f, at, block.column, spec.y_pitch, keep, self._sums_at()
+                )
                 args += self._private(tile)
                 name = self.micro.name(tile, epilogue)
                 f.do(f"call void @{name}({', '.join(f'{t} {v}' for t, v in args)})")
@@ -442,9 +452,8 @@ class _Writer:
         """The last arguments of a micro-kernel."""
         args = [("i64", "0")] if tile.overlap else []
         if tile.blocked:
-            at = -(-(self._block_bytes() + self._weight_bytes()) // 64) * 64
-            args.insert(0, ("ptr", self.f.element("%scratch", "i8", at)))
-            self.scratch = max(self.scratch, at + tile.sums_bytes)
+            args.insert(0, ("ptr", self.f.element("%scratch", "i8", self.private_at)))
+            self.scratch = max(self.scratch, self.private_at + tile.sums_bytes)
         return args
 
     def _tile(

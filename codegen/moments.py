@@ -1,41 +1,29 @@
-"""Means and squares around them of blocks of rows, and of rows that a kernel has just written.
+"""Moments of the rows of a result: means, and sums of squares around them, per channel.
 
-Lanes are neighbouring channels. A block is read twice: for its mean, and for the squares around
-it, so that a large mean does not spoil them. It is then added to the moments of its part in float64
-(T. Chan et al., "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979).
-``batch_norm_parts.py`` does so for any tensor. A convolution does so for its own result, block by
-block while that is in the first level cache (``RowMoments``).
+``merged`` adds the moments of some rows to those of others (T. Chan et al., "Updating Formulae and
+a Pairwise Algorithm for Computing Sample Variances", 1979). ``TileMoments`` takes them of the tiles
+of a contraction while they are in registers: sums of d and of d^2 for d = x - shift, where shift is
+the mean of the first tile of a run of rows, so that a large mean does not spoil the squares. A run
+has few hundred rows; its sums, in the dtype of the result, are added to the moments of its part in
+float64. Parts belong to pieces of a kernel's work, never to a thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 from ..ir.types import DType, float64
-from .emitter import Lane, VectorEmitter, memory_type
-from .loops import Body, Lanes, Position, add_all, sweep, widen
+from .emitter import Lane, VectorEmitter
+from .kernel import LocalFunctions
+from .loops import Position, mask_of, widen
 from .sizes import Size, plus, times
-from .target import Target
+from .target import LINE, Target
 from .text import Function
-from .writer import column_blocks, in_column_block
 
-# Bytes of a block that are read a second time from the first level cache, and the most rows.
-_BLOCK_BYTES = 16 * 1024
-_BLOCK_ROWS = 128
-
-
-def sums_shape(target: Target, vectors: int, held: int) -> tuple[int, int]:
-    """(vectors of channels at a time, rows at a time) of a loop over rows of ``vectors`` vectors.
-
-    Each vector has two sums per row of the step, and ``held`` values that stay in registers.
-    More rows only hide the latency of the additions, which several vectors do, too.
-    """
-    free = target.registers - 8
-    for group, unroll in ((4, 1), (2, 2), (2, 1), (1, 4), (1, 2)):
-        if group <= vectors and group * (2 * unroll + held) <= free:
-            return group, unroll
-    return 1, 1
+# The most rows whose sums are taken in the dtype of the result.
+_RUN_ROWS = 256
 
 
 def row_count(fn: Function, e: VectorEmitter, number: Size) -> Lane:
@@ -47,60 +35,17 @@ def row_count(fn: Function, e: VectorEmitter, number: Size) -> Lane:
     return e.splat(text, float64)
 
 
-def block_moments(
-    e: VectorEmitter,
-    over: Callable[[Body, Sequence[Lane]], Lanes],
-    read: tuple[Callable[[Size], Lanes], Callable[[Size], Lanes]],
-    vectors: int,
-    dtype: DType,
-    number: Lane,
-) -> list[tuple[Lane, Lane]]:
-    """(mean, sum of squares around it) in float64 of each vector of channels of a block of rows.
-
-    ``over(body, zeros)`` sums over the ``number`` rows; ``read`` gives the elements of a row, in
-    the first and in the second pass.
-    """
-    zeros = [e.constant(0, dtype)] * vectors
-    totals = over(lambda at, acc: add_all(e, acc, read[0](at.at)), zeros)
-    share = e.div(e.constant(1, float64), number)
-    means = [e.cast(e.mul(widen(e, v), share), dtype) for v in totals]
-
-    def around(at: Position, acc: Lanes) -> Lanes:
-        d = [e.sub(x, mean) for x, mean in zip(read[1](at.at), means, strict=True)]
-        firsts = [e.add(a, v) for a, v in zip(acc[:vectors], d, strict=True)]
-        return (*firsts, *(e.fma(v, v, a) for a, v in zip(acc[vectors:], d, strict=True)))
-
-    found = over(around, zeros * 2)
-    exact = []
-    for k, mean in enumerate(means):
-        # The mean is rounded to the dtype of the elements: what it is off.
-        first = widen(e, found[k])
-        off = e.mul(first, share)
-        squares = e.sub(widen(e, found[vectors + k]), e.mul(off, first))
-        exact.append((e.add(widen(e, mean), off), squares))
-    return exact
+def merged(
+    e: VectorEmitter, known: Sequence[Lane], found: Sequence[Lane], before: Lane, number: Lane
+) -> tuple[Lane, Lane]:
+    """(mean, squares) of ``before`` rows, ``known``, and of ``number`` rows, ``found``, together."""
+    share = e.div(number, e.add(before, number))
+    delta = e.sub(found[0], known[0])
+    cross = e.mul(e.mul(delta, delta), e.mul(before, share))
+    return e.fma(delta, share, known[0]), e.add(known[1], e.add(found[1], cross))
 
 
-@dataclass(frozen=True)
-class Merging:
-    """What moves the moments of a part when ``number`` rows are added to ``before`` rows."""
-
-    before: Lane
-    share: Lane
-
-    @classmethod
-    def of(cls, e: VectorEmitter, number: Lane, before: Lane) -> Merging:
-        return cls(before, e.div(number, e.add(before, number)))
-
-    def merged(
-        self, e: VectorEmitter, known: tuple[Lane, Lane], found: tuple[Lane, Lane]
-    ) -> tuple[Lane, Lane]:
-        delta = e.sub(found[0], known[0])
-        cross = e.mul(e.mul(delta, delta), e.mul(self.before, self.share))
-        return e.fma(delta, self.share, known[0]), e.add(known[1], e.add(found[1], cross))
-
-
-# -- of rows that a kernel has just written --------------------------------------------------------
+# -- of tiles --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -111,86 +56,110 @@ class Parts:
     rows: int
     output: int
 
+    def run(self, multiple: int) -> int:
+        """The rows of a run: as many as are summed at a time, a divisor of a part's and, unless it
+        is the part itself, a multiple of ``multiple``."""
+        runs = range(multiple, min(_RUN_ROWS, self.rows) + 1, multiple)
+        return max((n for n in runs if not self.rows % n), default=self.rows)
 
-class RowMoments:
-    """The functions of one kernel that take the moments of rows of its first result.
 
-    ``channels`` is the length of its rows and ``pitch`` how many elements they are apart.
-    """
+@dataclass(frozen=True)
+class Sums:
+    """How sums of a run lie in private memory, for ``width`` columns in vectors of ``lanes``: a
+    line with a word per vector that says whether it has a shift, then shifts, sums and squares."""
+
+    dtype: DType
+    lanes: int
+    width: int
+
+    @property
+    def padded(self) -> int:
+        return -(-self.width // self.lanes) * self.lanes
+
+    @property
+    def bytes(self) -> int:
+        size = LINE + 3 * self.padded * self.dtype.itemsize
+        return -(-size // LINE) * LINE
+
+    def place(self, e: VectorEmitter, base: str, j: int, which: int) -> str:
+        """The address of vector j of the shifts (0), sums (1) or squares (2)."""
+        at = LINE + (which * self.padded + j * self.lanes) * self.dtype.itemsize
+        return e.fn.element(base, "i8", at)
+
+    def clear(self, f: Function, base: str) -> None:
+        f.call(
+            "void", "llvm.memset.p0.i64",
+            ("ptr", base), ("i8", "0"), ("i64", str(self.bytes)), ("i1", "false"),
+        )  # fmt: skip
+
+    def add(self, e: VectorEmitter, base: str, j: int, values: Sequence[Lane]) -> None:
+        """Adds the rows of a tile, of which ``values`` are vector j."""
+        f, kind = e.fn, e.type(self.dtype)
+        shift, total, squares = (self.place(e, base, j, which) for which in range(3))
+        flag = f.element(base, "i64", j)
+        with f.when(f.emit(f"icmp eq i64 {f.load('i64', flag, 8)}, 0")):
+            share = e.constant(1 / len(values), self.dtype)
+            e.store(e.mul(reduce(e.add, values), share), shift)
+            f.store("i64", "1", flag, 8)
+        around = e.load(shift, self.dtype)
+        sums: list[Lane] = []
+        for value in values:
+            d = e.sub(value, around)
+            sums = [e.add(sums[0], d), e.fma(d, d, sums[1])] if sums else [d, e.mul(d, d)]
+        for place, found in zip((total, squares), sums, strict=True):
+            e.store(e.add(e.load(place, self.dtype), found), place)
+
+
+class TileMoments:
+    """What one kernel needs to take the moments of its tiles, which add to ``sums`` (in a
+    ``TileEpilogue``). ``channels`` is the length of the rows of the result."""
 
     def __init__(
-        self, symbol: str, parts: Parts, dtype: DType, channels: int, pitch: int, target: Target
+        self, symbol: str, parts: Parts, sums: Sums, channels: int, target: Target
     ) -> None:
-        self.symbol, self.parts, self.dtype, self.target = symbol, parts, dtype, target
-        self.channels, self.pitch = channels, pitch
-        self.made: dict[int, Function] = {}
+        self.parts, self.sums, self.channels, self.target = parts, sums, channels, target
+        self.helpers = LocalFunctions(symbol)
 
     @property
     def functions(self) -> list[Function]:
-        return list(self.made.values())
+        return self.helpers.functions
 
-    def block_rows(self, width: int) -> int:
-        """How many rows of ``width`` channels are best taken at a time."""
-        return min(_BLOCK_ROWS, max(1, _BLOCK_BYTES // (width * self.dtype.itemsize)))
-
-    def add(
-        self, f: Function, part: Size, row: Size, count: Size, before: Size, column: Size,
+    def finish(
+        self, f: Function, base: str, part: Size, count: Size, before: Size, column: Size,
         width: int,
     ) -> None:  # fmt: skip
-        """Adds ``count`` rows of the result from ``row`` on to the moments of a part, of which
+        """Adds the sums at ``base``, of ``count`` rows, to the moments of a part, of which
         ``before`` rows were added; ``width`` channels from ``column`` on."""
-        if width not in self.made:
-            self.made[width] = self._function(f"{self.symbol}_moments_{width}", width)
-        at = plus(f, times(f, row, self.pitch), column)
+        name = self.helpers.name(f"moments_{width}", lambda s: self._function(s, width))
         into = plus(f, times(f, part, 2 * self.channels), column)
-        rows = f.element("%out0", memory_type(self.dtype), at)
-        sums = f.element(f"%out{self.parts.output}", "double", into)
-        name = self.made[width].name
-        f.do(f"call void @{name}(ptr {rows}, ptr {sums}, i64 {count}, i64 {before})")
+        into = f.element(f"%out{self.parts.output}", "double", into)
+        f.do(f"call void @{name}(ptr {base}, ptr {into}, i64 {count}, i64 {before})")
 
     def _function(self, symbol: str, width: int) -> Function:
-        """``void @symbol(ptr rows, ptr sums, i64 count, i64 before)``."""
-        params = [("ptr noalias readonly", "rows"), ("ptr noalias", "sums")]
+        """``void @symbol(ptr sums, ptr moments, i64 count, i64 before)``."""
+        params = [("ptr noalias readonly", "sums"), ("ptr noalias", "moments")]
         params += [("i64", "count"), ("i64", "before")]
         f = Function(symbol, params, attributes="noinline nounwind")
-        lanes = self.target.lanes(self.dtype)
-        while lanes > 1 and lanes // 2 >= width:
-            lanes //= 2
-        e = VectorEmitter(f, lanes, self.dtype, registers=self.target.registers)
-        group, unroll = sums_shape(self.target, -(-width // lanes), 1)
+        sums = self.sums
+        e = VectorEmitter(f, sums.lanes, sums.dtype, registers=self.target.registers)
         begins = f.emit("icmp eq i64 %before, 0")
-
-        def columns(positions: list[Position]) -> None:
-            self._columns(f, e, positions, unroll, begins)
-
-        blocks = column_blocks(e, width, group)
-        if blocks == 1:
-            in_column_block(e, width, group, 0, columns)
-        else:
-            with f.loop(blocks) as b:
-                in_column_block(e, width, group, b.index, columns)
-        return f
-
-    def _columns(
-        self, f: Function, e: VectorEmitter, positions: list[Position], unroll: int, begins: str
-    ) -> None:
-        number = row_count(f, e, "%count")
-
-        def over(body: Body, zeros: Sequence[Lane]) -> Lanes:
-            return sweep(e, "%count", body, zeros, width=1, unroll=unroll)
-
-        def read(row: Size) -> Lanes:
-            base = f.element("%rows", memory_type(self.dtype), times(f, row, self.pitch))
-            return tuple(p.load(base, self.dtype) for p in positions)
-
-        found = block_moments(e, over, (read, read), len(positions), self.dtype, number)
-        merging = Merging.of(e, number, row_count(f, e, "%before"))
-        places = ("%sums", f.element("%sums", "double", self.channels))
-        for at, block in zip(positions, found, strict=True):
-            # What memory holds before the first block counts as zeros, whatever it is.
-            known = tuple(_unless(e, begins, at.load(place, float64)) for place in places)
-            for value, place in zip(merging.merged(e, known, block), places, strict=True):  # type: ignore[arg-type]
+        number, before = row_count(f, e, "%count"), row_count(f, e, "%before")
+        share = e.div(e.constant(1, float64), number)
+        places = ("%moments", f.element("%moments", "double", self.channels))
+        for j in range(-(-width // sums.lanes)):
+            left = width - j * sums.lanes
+            at = Position(e, j * sums.lanes, mask_of(e, left) if left < sums.lanes else None)
+            shift, total, squares = (
+                widen(e, e.load(sums.place(e, "%sums", j, which), sums.dtype))
+                for which in range(3)
+            )
+            off = e.mul(total, share)
+            found = e.add(shift, off), e.sub(squares, e.mul(off, total))
+            # What memory holds before the first run counts as zeros, whatever it is.
+            known = [_unless(e, begins, at.load(place, float64)) for place in places]
+            for value, place in zip(merged(e, known, found, before, number), places, strict=True):
                 at.store(value, place)
+        return f
 
 
 def _unless(e: VectorEmitter, condition: str, value: Lane) -> Lane:
@@ -198,5 +167,3 @@ def _unless(e: VectorEmitter, condition: str, value: Lane) -> Lane:
     kind, zero = e.type(value.dtype), e.constant(0, value.dtype).text
     text = e.fn.emit(f"select i1 {condition}, {kind} {zero}, {kind} {value.text}")
     return Lane(text, value.dtype)
-
-
