@@ -7,10 +7,10 @@ depend on threads: parts divide the rows of every image evenly.
 from __future__ import annotations
 
 from ..ir.graph import Graph, Node
-from ..ir.types import numel
 from .contraction import contraction_of
 from .conv_blocking import Blocking
 from .convolution import convolution_of, is_matrix_product
+from .gemm_blocking import LONGEST_REDUCTION
 from .target import Target
 
 # Fewer rows are not worth the statistics' reading of their moments.
@@ -28,14 +28,23 @@ def moments_rows(node: Node, graph: Graph, target: Target) -> int:
     if found.epilogue.pool is not None or found.epilogue.sums:
         return 0
     spec = convolution_of(found, target)
-    if spec is None or not numel(spec.size):
+    if spec is None or not spec.size[0] * spec.size[1]:
         return 0
     if spec.depthwise or found.op == "conv2d_winograd":
         return 0
     if is_matrix_product(spec):
-        return 0
+        if spec.weight is not None or spec.inputs > LONGEST_REDUCTION:
+            return 0
+        return _rows(spec.size[0] * spec.size[1])
     cut = Blocking(spec, found.epilogue, target)
     return _lines(spec.size, cut.lines, cut.block_rows) * spec.size[1]
+
+
+def _rows(pixels: int) -> int:
+    """Pixels of an image per part: a divisor, the smallest that is large enough, or 0."""
+    wanted = max(_FEWEST_ROWS, pixels // _PARTS)
+    found = next(n for n in range(min(wanted, pixels), pixels + 1) if not pixels % n)
+    return found if found <= 4 * wanted else 0
 
 
 def _lines(size: tuple[int, int], multiple: int, most: int) -> int:

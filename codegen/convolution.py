@@ -153,7 +153,9 @@ def _matrix_product(
     if gemm.blocked and found.epilogue.outputs[0] is not spec.dtype:
         return None
     pointers = found.pointer(0), found.pointer(1)
-    return gemm_kernel(found.op, gemm, found.epilogue, pointers, inputs, target)
+    if found.moments is not None and (gemm.blocked or gemm.b != "packed"):
+        return None
+    return gemm_kernel(found.op, gemm, found.epilogue, pointers, inputs, target, found.moments)
 
 
 @dataclass(frozen=True)

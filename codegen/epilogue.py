@@ -151,9 +151,10 @@ class TileEpilogue:
         Rows of a tile with gaps between them are streams too short for the hardware to foresee.
         """
         short = tile.steps is not None and tile.steps < _LONG_REDUCTION
-        if not tile.loops or short or tile.rows < 2:
+        if not tile.loops or tile.rows < 2:
             return
-        if tile.c_rows[1] - tile.c_rows[0] <= tile.width:
+        # Sums for the moments come right behind the stores, and wait for memory with them.
+        if self.moments is None and (short or tile.c_rows[1] - tile.c_rows[0] <= tile.width):
             return
         streams = [(f"%c{k}", dtype, True) for k, dtype in enumerate(self.outputs)]
         streams += [
@@ -166,8 +167,12 @@ class TileEpilogue:
 
     def finish(self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]) -> None:
         if not self.in_memory(tile):
-            for j in range(tile.vectors):
+            stored = [
                 self.finish_column(e, tile, j, [row[j] for row in values])
+                for j in range(tile.vectors)
+            ]
+            if self.moments is not None:
+                self.moments.add(e, "%moments", stored)
             return
         self._keep(e, tile, values)
         apart = (tile.c_rows[1] - tile.c_rows[0]) // tile.c_pitch
@@ -190,13 +195,10 @@ class TileEpilogue:
         columns = self.columns(e, tile, j)
         if self.pool is not None:
             return self._windows(e, tile, j, values, columns, self.pool)
-        stored = [
+        return [
             self.element(e, tile, start, start // tile.c_pitch, j, value, columns)
             for start, value in zip(tile.c_rows, values, strict=True)
         ]
-        if self.moments is not None:
-            self.moments.add(e, "%moments", j, stored)
-        return stored
 
     def finish_summed(
         self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]

@@ -66,7 +66,7 @@ class Parts:
 @dataclass(frozen=True)
 class Sums:
     """How sums of a run lie in private memory, for ``width`` columns in vectors of ``lanes``: a
-    line with a word per vector that says whether it has a shift, then shifts, sums and squares."""
+    line with a word that says whether there are shifts, then shifts, sums and squares."""
 
     dtype: DType
     lanes: int
@@ -92,22 +92,23 @@ class Sums:
             ("ptr", base), ("i8", "0"), ("i64", str(self.bytes)), ("i1", "false"),
         )  # fmt: skip
 
-    def add(self, e: VectorEmitter, base: str, j: int, values: Sequence[Lane]) -> None:
-        """Adds the rows of a tile, of which ``values`` are vector j."""
-        f, kind = e.fn, e.type(self.dtype)
-        shift, total, squares = (self.place(e, base, j, which) for which in range(3))
-        flag = f.element(base, "i64", j)
-        with f.when(f.emit(f"icmp eq i64 {f.load('i64', flag, 8)}, 0")):
-            share = e.constant(1 / len(values), self.dtype)
-            e.store(e.mul(reduce(e.add, values), share), shift)
-            f.store("i64", "1", flag, 8)
-        around = e.load(shift, self.dtype)
-        sums: list[Lane] = []
-        for value in values:
-            d = e.sub(value, around)
-            sums = [e.add(sums[0], d), e.fma(d, d, sums[1])] if sums else [d, e.mul(d, d)]
-        for place, found in zip((total, squares), sums, strict=True):
-            e.store(e.add(e.load(place, self.dtype), found), place)
+    def add(self, e: VectorEmitter, base: str, columns: Sequence[Sequence[Lane]]) -> None:
+        """Adds the rows of a tile: for each vector of columns, its elements."""
+        f = e.fn
+        with f.when(f.emit(f"icmp eq i64 {f.load('i64', base, 8)}, 0")):
+            f.store("i64", "1", base, 8)
+            for j, values in enumerate(columns):
+                share = e.constant(1 / len(values), self.dtype)
+                e.store(e.mul(reduce(e.add, values), share), self.place(e, base, j, 0))
+        for j, values in enumerate(columns):
+            shift = e.load(self.place(e, base, j, 0), self.dtype)
+            sums: list[Lane] = []
+            for value in values:
+                d = e.sub(value, shift)
+                sums = [e.add(sums[0], d), e.fma(d, d, sums[1])] if sums else [d, e.mul(d, d)]
+            for which, found in enumerate(sums, 1):
+                place = self.place(e, base, j, which)
+                e.store(e.add(e.load(place, self.dtype), found), place)
 
 
 class TileMoments:
