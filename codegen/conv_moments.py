@@ -7,10 +7,12 @@ depend on threads: parts divide the rows of every image evenly.
 from __future__ import annotations
 
 from ..ir.graph import Graph, Node
+from . import winograd
 from .contraction import contraction_of
 from .conv_blocking import Blocking
 from .convolution import convolution_of, is_matrix_product
 from .gemm_blocking import LONGEST_REDUCTION
+from .image import Convolution
 from .target import Target
 
 # Fewer rows are not worth the statistics' reading of their moments.
@@ -30,14 +32,26 @@ def moments_rows(node: Node, graph: Graph, target: Target) -> int:
     spec = convolution_of(found, target)
     if spec is None or not spec.size[0] * spec.size[1]:
         return 0
-    if spec.depthwise or found.op == "conv2d_winograd":
+    if spec.depthwise:
         return 0
+    if found.op == "conv2d_winograd":
+        return _winograd_lines(spec, found.attrs["tile"]) * spec.size[1]
     if is_matrix_product(spec):
         if spec.weight is not None or spec.inputs > LONGEST_REDUCTION:
             return 0
         return _rows(spec.size[0] * spec.size[1])
     cut = Blocking(spec, found.epilogue, target)
     return _lines(spec.size, cut.lines, cut.block_rows) * spec.size[1]
+
+
+def _winograd_lines(spec: Convolution, tile: int) -> int:
+    """Lines of an image per part: as many as a block of tiles has, or 0."""
+    height, width = spec.size
+    across, most = -(-width // tile), winograd.block_tiles(spec, tile)
+    divisors = [n for n in range(1, height + 1) if not height % n]
+    fits = [n for n in divisors if (n == height or not n % tile) and -(-n // tile) * across <= most]
+    even = [n for n in fits if not most % (-(-n // tile) * across)]
+    return max(even or fits, default=0)
 
 
 def _rows(pixels: int) -> int:

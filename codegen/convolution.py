@@ -81,8 +81,6 @@ def _emit_product(node: Node, operands: Sequence[TensorType], target: Target) ->
     if found.epilogue.sums:
         return None
     if found.op == "conv2d_winograd":
-        if found.moments is not None:
-            return None
         return winograd_kernel(found, spec, len(operands), target)
     if pool is None and is_matrix_product(spec):
         return _matrix_product(found, spec, len(operands), target)
