@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import Any, TypeVar
 
-from .codegen import updating_gemm, winograd, winograd_grad_weight
+from .codegen import conv_moments, updating_gemm, winograd, winograd_grad_weight
 from .codegen.columns import accepts_columns
 from .codegen.conv_grad_weight_parts import parts_for
-from .codegen.conv_moments import moments_rows
 from .codegen.matmul import linear_operator
 from .codegen.packing import choose_panel
 from .codegen.program import emit_program
@@ -28,7 +27,7 @@ from .frontend import dispatch, tree
 from .frontend import trace as tracing
 from .frontend.nn.module import Module
 from .frontend.tensor import Tensor
-from .ir.graph import Graph, Value
+from .ir.graph import Graph, Node, Value
 from .ir.plan import Plan
 from .ir.types import Dim, DType, Extent, TensorType
 from .ir.verify import verify
@@ -384,7 +383,7 @@ def lower(
         ("fuse_pooling", fuse_pooling),
         ("fuse_row_means", fuse_row_means),
         ("pack_weights", partial(_pack, made=made, options=options, target=host())),
-        ("fuse_moments", partial(_fuse_moments, target=host())),
+        ("fuse_moments", partial(_fuse_moments, made=made, target=host())),
         ("eliminate_dead_code", eliminate_dead_code),
     ]
     prefix = "backward." if graph.name.endswith("_backward") else ""
@@ -475,8 +474,13 @@ def _pack(
     )
 
 
-def _fuse_moments(graph: Graph, ledger: Ledger, target: Target) -> Graph:
-    return fuse_moments(graph, lambda node, graph: moments_rows(node, graph, target), ledger)
+def _fuse_moments(graph: Graph, ledger: Ledger, made: Compilation, target: Target) -> Graph:
+    def rows(node: Node, graph: Graph) -> int:
+        if not conv_moments.is_faster(node, target, made.batch):
+            return 0
+        return conv_moments.moments_rows(node, graph, target)
+
+    return fuse_moments(graph, rows, ledger)
 
 
 def _run(

@@ -18,7 +18,7 @@ from ..errors import UnsupportedError
 from ..ir.graph import Graph, Node, Value
 from ..ir.types import Dim, DType, Extent, TensorType, float32, float64, numel
 from .body import PASSED_THROUGH, lower_nodes, split_by_motion
-from .emitter import Lane, VectorEmitter, memory_type
+from .emitter import Lane, memory_type
 from .kernel import Kernel, TaskCount
 from .loops import Lanes, Position, add_all, sweep, widen
 from .moments import merged, row_count
@@ -63,7 +63,8 @@ def _as_body(node: Node, types: Sequence[TensorType]) -> Graph:
 
 def _per_part(fn: Any, rows: Size, parts: Size) -> Size:
     """`rows_per_part` in emitted code."""
-    return greatest(fn, quotient(fn, plus(fn, rows, parts - 1), parts), 1)
+    parts = greatest(fn, parts, 1)  # of no sample there are none
+    return greatest(fn, quotient(fn, plus(fn, rows, minus(fn, parts, 1)), parts), 1)
 
 
 @dataclass
@@ -298,9 +299,11 @@ class _Statistics:
         self.e = w.emitter(dtype, channels)
         parts, rows = w.inputs[0].shape[0], w.node.attrs["rows"]
         self.parts, self.rows = w.size(parts), w.size(rows)
+        self.per: Size
+        self.used: Size
         self.equal = isinstance(parts, Dim) and isinstance(rows, Dim) and not rows.coef % parts.coef
         if self.equal:
-            self.per, self.used = rows.coef // parts.coef, self.parts
+            self.per, self.used = int(rows // parts), self.parts
             return
         self.per = _per_part(w.fn, self.rows, self.parts)
         self.used = quotient(w.fn, plus(w.fn, self.rows, minus(w.fn, self.per, 1)), self.per)

@@ -24,8 +24,8 @@ class Contraction:
 
     ``operands`` are the types of the anchor's operands and ``sources`` which of the kernel's
     inputs they are; ``result`` is the type of the anchor's result; ``pitch`` is how many elements
-    the rows of the region's results are apart. ``moments`` asks for the moments of parts of the first
-    result.
+    the rows of the region's results are apart. ``moments`` asks for the moments of parts of the
+    first result.
     """
 
     op: str

@@ -80,12 +80,24 @@ def _emit_product(node: Node, operands: Sequence[TensorType], target: Target) ->
         return depthwise_kernel(found, spec, len(operands), target)
     if found.epilogue.sums:
         return None
+    if found.moments is not None and not takes_moments(found):
+        return None
     if found.op == "conv2d_winograd":
+        if found.moments is not None:
+            return None
         return winograd_kernel(found, spec, len(operands), target)
     if pool is None and is_matrix_product(spec):
         return _matrix_product(found, spec, len(operands), target)
     writer = _Writer(found, spec, len(operands), target)
     return writer.kernel() if writer.takes_moments() else None
+
+
+def takes_moments(found: Contraction) -> bool:
+    """Whether the direct kernel of a contraction, or that of a product, could take the moments of
+    its result: of a convolution with nothing but a bias behind it."""
+    body = found.epilogue.body
+    plain = found.epilogue.pool is None and not found.epilogue.sums
+    return plain and not (body and body.nodes) and found.op in ("conv2d", "conv2d_packed")
 
 
 def convolution_of(found: Contraction, target: Target) -> Convolution | None:

@@ -38,7 +38,7 @@ def row_count(fn: Function, e: VectorEmitter, number: Size) -> Lane:
 def merged(
     e: VectorEmitter, known: Sequence[Lane], found: Sequence[Lane], before: Lane, number: Lane
 ) -> tuple[Lane, Lane]:
-    """(mean, squares) of ``before`` rows, ``known``, and of ``number`` rows, ``found``, together."""
+    """(mean, squares) of ``before`` rows, ``known``, and ``number`` rows, ``found``, together."""
     share = e.div(number, e.add(before, number))
     delta = e.sub(found[0], known[0])
     cross = e.mul(e.mul(delta, delta), e.mul(before, share))
@@ -66,7 +66,7 @@ class Parts:
 @dataclass(frozen=True)
 class Sums:
     """How sums of a run lie in private memory, for ``width`` columns in vectors of ``lanes``: a
-    line with a word per vector that says whether it has a shift, then shifts, sums and squares."""
+    line with a word that says whether there are shifts, then shifts, sums and squares."""
 
     dtype: DType
     lanes: int
@@ -92,18 +92,15 @@ class Sums:
             ("ptr", base), ("i8", "0"), ("i64", str(self.bytes)), ("i1", "false"),
         )  # fmt: skip
 
-    def add(
-        self, e: VectorEmitter, base: str, columns: Sequence[Sequence[Lane]], first: int = 0
-    ) -> None:
-        """Adds the rows of a tile: the elements of vector ``first`` and of those behind it."""
+    def add(self, e: VectorEmitter, base: str, columns: Sequence[Sequence[Lane]]) -> None:
+        """Adds the rows of a tile: for each vector of columns, its elements."""
         f = e.fn
-        flag = f.element(base, "i64", first)
-        with f.when(f.emit(f"icmp eq i64 {f.load('i64', flag, 8)}, 0")):
-            f.store("i64", "1", flag, 8)
-            for j, values in enumerate(columns, first):
+        with f.when(f.emit(f"icmp eq i64 {f.load('i64', base, 8)}, 0")):
+            f.store("i64", "1", base, 8)
+            for j, values in enumerate(columns):
                 share = e.constant(1 / len(values), self.dtype)
                 e.store(e.mul(reduce(e.add, values), share), self.place(e, base, j, 0))
-        for j, values in enumerate(columns, first):
+        for j, values in enumerate(columns):
             shift = e.load(self.place(e, base, j, 0), self.dtype)
             sums: list[Lane] = []
             for value in values:

@@ -10,8 +10,7 @@ reads zeros through pointers to a line of zeros.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from ..ir.ops.winograd import INPUT, KERNEL, OUTPUT, WEIGHT
@@ -30,10 +29,9 @@ from .kernel import (
     kernel_params,
     symbol_for,
 )
-from .moments import Sums, TileMoments
 from .packing import conv_source, pack_function
 from .sizes import Size, extent, least, minus, plus, quotient, remainder, times
-from .target import LINE, Target
+from .target import Target
 from .text import Function
 from .winograd_transforms import row_groups, transform_2d
 
@@ -68,18 +66,6 @@ def is_faster(
     if dtype is not float32 or inputs % target.lanes(dtype):
         return False
     return min(inputs, outputs) >= 16 and min(size) >= (4 if tile == 2 else 7)
-
-
-def block_tiles(spec: Convolution, tile: int) -> int:
-    """Tiles of a block."""
-    tiles = math.prod(-(-n // tile) for n in spec.size)
-    return tiles if _BLOCK_TILES < tiles <= _MOST_TILES else _BLOCK_TILES
-
-
-def grouped_block(group: int, rows: int) -> int:
-    """Tiles of a block that is a multiple of ``group``; better one of a register tile's ``rows``,
-    too."""
-    return max(range(group, _MOST_TILES + 1, group), key=lambda n: (n % rows == 0, n), default=group)
 
 
 # -- weights --------------------------------------------------------------------------------------
@@ -176,11 +162,9 @@ class _Writer:
         self.size = self.tile + KERNEL - 1
         self.points = self.size * self.size
         self.symbol = symbol_for(
-            found.op, spec, self.tile, found.epilogue.key, found.moments, self.x, self.w, inputs,
-            target,
+            found.op, spec, self.tile, found.epilogue.key, self.x, self.w, inputs, target
         )
-        results = len(found.epilogue.outputs) + (found.moments is not None)
-        self.f = Function(self.symbol, kernel_params(results, inputs))
+        self.f = Function(self.symbol, kernel_params(len(found.epilogue.outputs), inputs))
         self.micro = MicroKernels(f"{self.symbol}_tile")
         self.helpers = LocalFunctions(self.symbol)
         # Pixels of a window that is pooled, and the size of what is stored.
@@ -190,11 +174,8 @@ class _Writer:
         self.lanes = target.lanes(spec.dtype)
         self.scalar = scalar_type(spec.dtype)
         self.down, self.across = (-(-n // self.tile) for n in spec.size)
-        self.block, self.group = block_tiles(spec, self.tile), 1
-        if found.moments is not None:
-            # Ranges and blocks are multiples of the tiles of a part.
-            self.group = -(-found.moments.rows // spec.size[1] // self.tile) * self.across
-            self.block = grouped_block(self.group, self._rows(spec.panel // self.lanes))
+        tiles = self.down * self.across
+        self.block = tiles if _BLOCK_TILES < tiles <= _MOST_TILES else _BLOCK_TILES
         zeros = spec.inputs
         v_step = self.block * spec.inputs + _LINE
         m_step = self.block * spec.panel + _LINE
@@ -202,13 +183,6 @@ class _Writer:
         m = v + self.points * v_step
         self.at = _Blocks(0, v, v_step, m, m_step, m + self.points * m_step)
         self.scratch = self.at.sums * spec.dtype.itemsize
-        self.moments: TileMoments | None = None
-        self.moments_at = -(-self.scratch // LINE) * LINE
-        if found.moments is not None:
-            sums = Sums(spec.dtype, self.lanes, min(spec.panel, spec.outputs))
-            self.moments = TileMoments(self.symbol, found.moments, sums, spec.outputs, target)
-            self.epilogue = replace(self.epilogue, moments=sums)
-            self.scratch = self.moments_at + sums.bytes
 
     def kernel(self) -> Kernel:
         f, spec = self.f, self.spec
@@ -227,8 +201,6 @@ class _Writer:
             self._inputs(loop.index, size)
             self._panels(loop.index, size, panels)
         functions = [*self.helpers.functions, *self.micro.functions, f]
-        if self.moments is not None:
-            functions[:0] = self.moments.functions
         # Below so many samples, panels are divided.
         divided = self.block // (self.down * self.across) + 1
         since = divided if spec.panels <= _FEW_PANELS else 0
@@ -255,15 +227,13 @@ class _Writer:
         low, high = choose(part(panels, "%begin"), 0), choose(part(panels, "%end"), panels)
         some = f.emit(f"icmp slt i64 {low}, {high}")
         everything = f.emit(f"select i1 {some}, i64 {work}, i64 0")
-        groups = quotient(f, work, self.group)
-        low_tile, high_tile = (times(f, part(groups, p), self.group) for p in ("%begin", "%end"))
-        first, stop = choose(0, low_tile), choose(everything, high_tile)
+        first, stop = choose(0, part(work, "%begin")), choose(everything, part(work, "%end"))
         return first, stop, (low, high)
 
     def _even_blocks(self, count: Size) -> Size:
         """Tiles per block: blocks of the same size, in whole register tiles."""
         f = self.f
-        rows = self.group if self.moments is not None else self._rows(self.spec.panel // self.lanes)
+        rows = self._rows(self.spec.panel // self.lanes)
         blocks = quotient(f, plus(f, count, self.block - 1), self.block)
         # No tiles, no blocks: any positive step will do.
         blocks = f.call("i64", "llvm.smax.i64", ("i64", str(blocks)), ("i64", "1"))
@@ -400,47 +370,22 @@ class _Writer:
     def _private(self, tile: Tile) -> list[tuple[str, str]]:
         args = [("i64", "0")] if tile.overlap else []
         if tile.blocked:
-            at = self.moments_at
-            if self.moments is not None:
-                at += self.moments.sums.bytes
-            args.insert(0, ("ptr", self.f.element("%scratch", "i8", at)))
-            self.scratch = max(self.scratch, at + tile.sums_bytes)
+            at = -(-self.at.sums // _LINE) * _LINE
+            args.insert(0, ("ptr", self._scratch(at)))
+            self.scratch = max(self.scratch, at * tile.dtype.itemsize + tile.sums_bytes)
         return args
 
     def _outputs(self, panel: Size, first: Size, count: Size, width: int) -> None:
         """Transforms the products of one panel back and finishes the pixels."""
-        moments, f = self.moments, self.f
-        if moments is None:
-            self._finish_tiles(panel, first, count, width)
-            return
-        sums = self._sums()
-        rows, column = moments.parts.rows, times(f, panel, self.spec.panel)
-        with f.loop(count, step=self.group) as loop:
-            moments.sums.clear(f, sums)
-            self._finish_tiles(panel, first, self.group, width, loop.index)
-            part = quotient(f, plus(f, first, loop.index), self.group)
-            moments.finish(f, sums, part, rows, 0, column, width)
-
-    def _sums(self) -> str:
-        """The address of the sums for the moments, if they are taken."""
-        if self.moments is None:
-            return ""
-        return self.f.element("%scratch", "i8", self.moments_at)
-
-    def _finish_tiles(
-        self, panel: Size, first: Size, count: Size, width: int, start: Size = 0
-    ) -> None:
-        """``count`` tiles of a block from ``start`` on; the block begins with tile ``first``."""
         f, spec = self.f, self.spec
         column = times(f, panel, spec.panel)
-        with f.loop(plus(f, start, count), start=start) as loop:
+        with f.loop(count) as loop:
             image, down, across = self._place(plus(f, first, loop.index))
             rows, columns = (self.tile // n for n in self.window)
             y = plus(f, times(f, image, self.stored[0]), times(f, down, rows))
             pixel = plus(f, times(f, y, self.stored[1]), times(f, across, columns))
             m = self._scratch(plus(f, times(f, loop.index, spec.panel), self.at.m))
-            args = [("ptr", m)]
-            args += self.epilogue.arguments(f, pixel, column, spec.y_pitch, sums=self._sums())
+            args = [("ptr", m), *self.epilogue.arguments(f, pixel, column, spec.y_pitch)]
             text = ", ".join(f"{t} {v}" for t, v in args)
             for height, is_row in self._extents(down, self.down, spec.size[0]):
                 for length, is_column in self._extents(across, self.across, spec.size[1]):
@@ -506,21 +451,18 @@ class _Writer:
                 return e.load(f.element(m, self.scalar, at), spec.dtype)
 
             window: list[Lane] = []
-            stored: list[Lane] = []
 
             def store(
                 row: int, values: list[Lane], j: int = j, start: Lane | None = start,
-                window: list[Lane] = window, stored: list[Lane] = stored,
+                window: list[Lane] = window,
             ) -> None:  # fmt: skip
                 window += values if start is None else [e.add(v, start) for v in values]
                 if row % down == down - 1:
-                    stored += self.epilogue.finish_column(e, lines[row // down], j, window)
+                    self.epilogue.finish_column(e, lines[row // down], j, window)
                     window.clear()
 
             # The groups that they would be without pooling, for the same bits.
             for group in row_groups(matrix[:height], self.size, self.target.registers):
                 if group.start in rows:
                     transform_2d(e, matrix[:height], matrix[:length], group, load, store)
-            if self.epilogue.moments is not None:
-                self.epilogue.moments.add(e, "%moments", [stored], j)
         return f
