@@ -3,7 +3,7 @@
 The moments of a part of the rows belong to one piece of the kernel's work, so that they do not
 depend on threads: parts divide the rows of every image evenly.
 
-Measured on Zen 4 with two threads (``benchmarks/moments.py``): a sweep for the moments reads what
+Measured on Zen 4 with two threads (``benchmarks/one_pass.py``): a sweep for the moments reads what
 is in a cache about as fast as a kernel adds it up, and leaves it there for the sweep that
 normalises. So small results are left out, and so is Winograd's kernel, whose results of 8 MB at
 32 x 32 were no faster in a step of ResNet-18: the next sweep took as much longer as this one had
@@ -29,11 +29,11 @@ _PARTS = 16
 def is_faster(node: Node, target: Target, batch: int) -> bool:
     """Whether a convolution should take the moments of its first result, of ``batch`` samples.
 
-    In steps of MobileNetV2 it gained from 2.4 MB on, and lost below 2 MB.
+    In steps of MobileNetV2 it gained from 4.8 MB on, and neither gained nor lost at 2.4 and 3.2 MB.
     """
     size = node.types[0].size
     count = size.at(batch) if isinstance(size, Dim) else size
-    return count * node.types[0].dtype.itemsize >= 2 * target.l2
+    return count * node.types[0].dtype.itemsize >= 4 * target.l2
 
 
 def moments_rows(node: Node, graph: Graph, target: Target) -> int:

@@ -18,7 +18,8 @@ results do not depend on threads. ``choose_rows`` knows the kernels and says of 
 takes the moments. Code F801; F802 declines.
 
 Skips: moments of anything but the first result of a convolution; convolutions for which
-``choose_rows`` gives 0; a second user of the moments.
+``choose_rows`` gives 0; moments that something else reads, too; a batch of a fixed size. Eval mode
+has no moments.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def fuse_moments(graph: Graph, choose_rows: ChooseRows, ledger: Ledger | None = 
         if not obstacle:
             rows = choose_rows(producer, graph)
         if not obstacle and not rows:
-            obstacle = f"the kernel of %{producer.name} is not faster with them"
+            obstacle = f"the kernel of %{producer.name} takes none, or is not faster so"
         if not obstacle:
             samples = numel(graph.type(node.operands[0]).shape[:-1])
             assert isinstance(samples, Dim)
@@ -78,7 +79,12 @@ def _obstacle(graph: Graph, node: Node, producer: Node) -> str:
         return f"%{producer.name} is no convolution"
     if value.index:
         return f"they are of another result of %{producer.name}"
-    users = [n for n in graph.users(node.value) if n.op != "batch_norm_statistics"]
-    if users or not isinstance(numel(graph.type(value).shape[:-1]), Dim):
-        return f"%{users[0].name} reads them, too" if users else "the batch has a fixed size"
+    readers = graph.users(node.value)
+    other = next((n for n in readers if n.op != "batch_norm_statistics"), None)
+    if other is not None:
+        return f"%{other.name} reads them, too"
+    if graph.use_count(node.value) > len(readers):
+        return "they are a result of the graph"
+    if not isinstance(numel(graph.type(value).shape[:-1]), Dim):
+        return "the batch has a fixed size"
     return ""
