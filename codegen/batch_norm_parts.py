@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import UnsupportedError
 from ..ir.graph import Graph, Node, Value
-from ..ir.types import Dim, DType, Extent, TensorType, float32, float64, numel
+from ..ir.types import Dim, DType, Extent, TensorType, fixed, float32, float64, numel
 from .body import PASSED_THROUGH, lower_nodes, split_by_motion
 from .emitter import Lane, memory_type
 from .kernel import Kernel, TaskCount
@@ -81,7 +81,7 @@ class _Sums:
     def __init__(self, w: KernelWriter, body: Graph, sums: Node, x: TensorType) -> None:
         self.w, self.fn, self.body, self.sums = w, w.fn, body, sums
         self.dtype: DType = x.dtype
-        self.channels: int = x.shape[-1]  # type: ignore[assignment]
+        self.channels = fixed(x.shape[-1])
         self.rows: Extent = numel(x.shape[:-1])
         self.parts = w.size(sums.attrs["parts"])
         self.e = w.emitter(x.dtype, self.channels)

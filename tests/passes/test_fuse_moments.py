@@ -15,6 +15,7 @@ from netwright.passes.rewriting import Ledger
 from netwright.runtime import settings
 
 N = Dim(1)
+SAMPLE = Dim(36)  # rows of the batch
 
 
 def conv(net: Any, height: int = 6, **attrs: Any) -> Value:
@@ -26,7 +27,7 @@ def moments(net: Any, x: Value) -> Value:
     return net.op("batch_norm_moments", x, parts=8, module="norm")
 
 
-def statistics(net: Any, found: Value, rows: Any = Dim(36)) -> Any:
+def statistics(net: Any, found: Value, rows: Any = SAMPLE) -> Any:
     gamma = net.parameter("norm_weight", 8)
     return net.op("batch_norm_statistics", found, gamma, rows=rows, eps=1e-5, module="norm")
 
