@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 from ..ir.graph import Graph, Node
 from ..ir.ops.packing import packed_conv_size
-from ..ir.types import TensorType, numel, shape_at
-from .brgemm import MicroKernels, Reduction, Tile
+from ..ir.types import TensorType, fixed, is_fixed, numel, shape_at
+from .brgemm import MicroKernels
 from .contraction import Contraction, contraction_of
 from .conv_blocking import Blocking
 from .conv_grad_weight import emit_conv_grad_weight
@@ -31,18 +31,20 @@ from .image import (
 )
 from .kernel import (
     MAX_CUTS,
-    MAX_TASKS,
     Kernel,
     TaskCount,
     assembled,
     kernel_params,
     symbol_for,
+    tasks_for,
     traffic,
 )
+from .moments import Sums, TileMoments
 from .packing import PanelSource, choose_panel, conv_source, pack_function
 from .sizes import Size, extent, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
+from .tile import Reduction, Tile
 from .winograd import winograd_kernel
 
 _OPERATORS = (
@@ -74,16 +76,29 @@ def _emit_product(node: Node, operands: Sequence[TensorType], target: Target) ->
         return None
     pool = found.epilogue.pool
     if spec.depthwise:
-        if pool is not None:
+        if pool is not None or found.moments is not None:
             return None
         return depthwise_kernel(found, spec, len(operands), target)
     if found.epilogue.sums:
         return None
+    if found.moments is not None and not takes_moments(found):
+        return None
     if found.op == "conv2d_winograd":
+        if found.moments is not None:
+            return None
         return winograd_kernel(found, spec, len(operands), target)
-    if pool is None and _is_matrix_product(spec):
+    if pool is None and is_matrix_product(spec):
         return _matrix_product(found, spec, len(operands), target)
-    return _Writer(found, spec, len(operands), target).kernel()
+    writer = _Writer(found, spec, len(operands), target)
+    return writer.kernel() if writer.takes_moments() else None
+
+
+def takes_moments(found: Contraction) -> bool:
+    """Whether the direct kernel of a contraction, or that of a product, could take the moments of
+    its result: of a convolution with nothing but a bias behind it."""
+    body = found.epilogue.body
+    plain = found.epilogue.pool is None and not found.epilogue.sums
+    return plain and not (body and body.nodes) and found.op in ("conv2d", "conv2d_packed")
 
 
 def convolution_of(found: Contraction, target: Target) -> Convolution | None:
@@ -96,7 +111,7 @@ def convolution_of(found: Contraction, target: Target) -> Convolution | None:
         return None
     if found.op == "conv2d_winograd":
         attrs = {**_PLAIN, **attrs}
-    if not all(isinstance(d, int) for d in (*x.shape[1:], *w.shape, *found.result.shape[1:])):
+    if not is_fixed((*x.shape[1:], *w.shape, *found.result.shape[1:])):
         return None
     groups = attrs["groups"]
     kernel = attrs["kernel_size"] if packed else shape_at(w.shape[2:], 1)
@@ -121,11 +136,11 @@ def convolution_of(found: Contraction, target: Target) -> Convolution | None:
     return Convolution(
         x.dtype, x.shape[0], axes[0], axes[1], (result[0], result[1]), inputs, outputs, groups,
         (kernel[0], kernel[1]), panel, gradient, None if packed else w, work * 2,
-        int(x.pitch), int(found.pitch),  # type: ignore[arg-type]
+        fixed(x.pitch), fixed(found.pitch),
     )  # fmt: skip
 
 
-def _is_matrix_product(spec: Convolution) -> bool:
+def is_matrix_product(spec: Convolution) -> bool:
     """1 x 1 kernels without stride and padding: pixels are rows, whatever image they are in."""
     if spec.kernel != (1, 1) or spec.groups != 1:
         return False
@@ -149,7 +164,9 @@ def _matrix_product(
     if gemm.blocked and found.epilogue.outputs[0] is not spec.dtype:
         return None
     pointers = found.pointer(0), found.pointer(1)
-    return gemm_kernel(found.op, gemm, found.epilogue, pointers, inputs, target)
+    if found.moments is not None and (gemm.blocked or gemm.b != "packed"):
+        return None
+    return gemm_kernel(found.op, gemm, found.epilogue, pointers, inputs, target, found.moments)
 
 
 @dataclass(frozen=True)
@@ -171,17 +188,38 @@ class _Writer:
         self.spec, self.epilogue, self.target = spec, found.epilogue, target
         self.x, self.w = found.pointer(0), found.pointer(1)
         self.symbol = symbol_for(
-            found.op, spec, found.epilogue.key, self.x, self.w, inputs, target
+            found.op, spec, found.epilogue.key, found.moments, self.x, self.w, inputs, target
         )
-        self.f = Function(self.symbol, kernel_params(len(found.epilogue.outputs), inputs))
+        results = len(found.epilogue.outputs) + (found.moments is not None)
+        self.f = Function(self.symbol, kernel_params(results, inputs))
         self.micro = MicroKernels(f"{self.symbol}_tile")
         self.lanes = target.lanes(spec.dtype)
         self.scalar = "float" if spec.dtype.itemsize == 4 else "double"
         self.helpers: list[Function] = []
         self.group_inputs = spec.inputs // spec.groups
         self.group_outputs = spec.outputs // spec.groups
-        self.cut = Blocking(spec, found.epilogue, target)
+        self.moments: TileMoments | None = None
+        self.part_lines = 1
+        if found.moments is not None:
+            self.part_lines = found.moments.rows // spec.size[1]
+            width = min(spec.panel, self.group_outputs)
+            sums = Sums(found.epilogue.outputs[0], self.lanes, width)
+            self.moments = TileMoments(self.symbol, found.moments, sums, spec.outputs, target)
+            self.epilogue = replace(self.epilogue, moments=sums)
+        self.cut = Blocking(spec, found.epilogue, target, self.part_lines)
         self.scratch = self._block_bytes() + self._weight_bytes()
+        self.sums_at = -(-self.scratch // 64) * 64
+        if self.moments is not None:
+            self.scratch = self.sums_at + self.moments.sums.bytes
+        self.private_at = -(-self.scratch // 64) * 64
+
+    def takes_moments(self) -> bool:
+        """Whether the parts whose moments are asked for, if any, are whole lines of tiles."""
+        if self.moments is None:
+            return True
+        height, width = self.spec.size
+        whole = self.moments.parts.rows == self.part_lines * width
+        return whole and not height % self.part_lines and not self.part_lines % self.cut.lines
 
     # -- the kernel
 
@@ -191,7 +229,7 @@ class _Writer:
         blocks = -(-spec.rows.count // self.cut.block_rows)
         batch = extent(f, spec.batch)
         work = times(f, batch, blocks * parts)
-        tasks = max(1, min(MAX_TASKS, work)) if isinstance(work, int) else MAX_TASKS
+        tasks = tasks_for(work)
         first = quotient(f, times(f, work, "%begin"), tasks)
         stop = quotient(f, times(f, work, "%end"), tasks)
         weights = self._prepare(first, stop)
@@ -208,6 +246,8 @@ class _Writer:
             with f.loop(plus(f, part, "%run"), start=part) as loop:
                 self._part(image, block, loop.index, source, weights)
         functions = [*self.helpers, *self.micro.functions, f]
+        if self.moments is not None:
+            functions[:0] = self.moments.functions
         return assembled(
             functions,
             TaskCount(tasks),
@@ -293,8 +333,22 @@ class _Writer:
         for width, condition in widths.items():
             with f.when(condition):
                 for rows in spec.rows.phases:
-                    for columns in spec.columns.phases:
+                    for columns in self._column_phases(rows):
                         self._phase(image, block, a, b, column, width, rows, columns)
+
+    def _column_phases(self, rows: Phase) -> list[tuple[Phase, ...]]:
+        """The phases of the columns in rows of one phase, grouped by what is done line by line.
+
+        Pixels that no tap reaches are stored beside those that they lie between, and a line without
+        any other in one run: half-lines here and there are slow to write, and to read for an
+        epilogue.
+        """
+        columns = self.spec.columns.phases
+        reached = [phase for phase in columns if phase.taps]
+        if not rows.taps or not reached:
+            return [(Phase(0, 1, self.spec.size[1], 0, 0, 0),)]
+        rest = [phase for phase in columns if not phase.taps]
+        return [(reached[0], *rest), *((phase,) for phase in reached[1:])]
 
     def _phase(
         self,
@@ -305,18 +359,19 @@ class _Writer:
         column: Size,
         width: int,
         rows: Phase,
-        columns: Phase,
+        columns: tuple[Phase, ...],
     ) -> None:
-        """The outputs of one phase on each axis."""
+        """The outputs of one phase of the rows and one of the columns, and of those columns' phases
+        that no tap reaches."""
         f, spec = self.f, self.spec
-        taps = columns.first_tap + rows.first_tap * spec.kernel[1]
+        taps = columns[0].first_tap + rows.first_tap * spec.kernel[1]
         b = f.element(b, self.scalar, taps * self.group_inputs * spec.panel)
-        a = f.element(a, self.scalar, rows.at * self.cut.pitch + columns.at * self.cut.pixel)
+        a = f.element(a, self.scalar, rows.at * self.cut.pitch + columns[0].at * self.cut.pixel)
         start = times(f, block, self.cut.block_rows)
         count = least(f, minus(f, rows.count, start), self.cut.block_rows)
         outputs = _Block(image, start, count, column, width)
         if not self.cut.splits:
-            self._lines(outputs, a, b, rows, columns, self.epilogue)
+            self._finished_lines(outputs, a, b, rows, columns, self.epilogue)
             return
         one = replace(rows, taps=1)
         down = rows.tap_advance * self.cut.pitch
@@ -330,7 +385,42 @@ class _Writer:
             self._lines(outputs, here, weights, one, columns, sums, keep)
         a = f.element(a, self.scalar, (rows.taps - 1) * down)
         b = f.element(b, self.scalar, (rows.taps - 1) * row)
-        self._lines(outputs, a, b, one, columns, replace(self.epilogue, accumulate=True))
+        last = replace(self.epilogue, accumulate=True)
+        self._finished_lines(outputs, a, b, one, columns, last)
+
+    def _sums_at(self) -> str:
+        """The address of the sums for the moments, if they are taken."""
+        if self.moments is None:
+            return ""
+        return self.f.element("%scratch", "i8", self.sums_at)
+
+    def _finished_lines(
+        self,
+        block: _Block,
+        a: str,
+        b: str,
+        rows: Phase,
+        columns: tuple[Phase, ...],
+        epilogue: TileEpilogue,
+    ) -> None:
+        """All outputs of these phases in a block, and the moments of them."""
+        moments, width = self.moments, self.spec.size[1]
+        if moments is None:
+            self._lines(block, a, b, rows, columns, epilogue)
+            return
+        f, lines = self.f, self.part_lines
+        together = moments.parts.run(self.cut.lines * width) // width
+        with f.loop(block.count, step=together) as loop:
+            here = replace(block, start=plus(f, block.start, loop.index), count=together)
+            moved = times(f, loop.index, rows.advance * self.cut.pitch)
+            moments.sums.clear(f, self._sums_at())
+            self._lines(here, f.element(a, self.scalar, moved), b, rows, columns, epilogue)
+            part = quotient(f, here.start, lines)
+            part = plus(f, times(f, block.image, self.spec.size[0] // lines), part)
+            before = times(f, remainder(f, here.start, lines), width)
+            moments.finish(
+                f, self._sums_at(), part, together * width, before, block.column, block.width
+            )
 
     def _lines(
         self,
@@ -338,21 +428,23 @@ class _Writer:
         a: str,
         b: str,
         rows: Phase,
-        columns: Phase,
+        columns: tuple[Phase, ...],
         epilogue: TileEpilogue,
         keep: str = ALL_ONES,
     ) -> None:
-        """All outputs of one phase in a block."""
+        """All outputs of these phases in a block."""
         f = self.f
-        vectors = -(-block.width // self.lanes)
-        tiles = runs(self._heights(columns, self.cut.tallest[vectors]))
+        tallest = self.cut.tallest[-(-block.width // self.lanes)]
         with f.loop(block.count, step=self.cut.lines) as loop:
             line = f.element(a, self.scalar, times(f, loop.index, rows.advance * self.cut.pitch))
             y = plus(f, times(f, plus(f, block.start, loop.index), rows.step), rows.first)
             y = quotient(f, y, self.cut.window[0])
             y = plus(f, times(f, block.image, self.cut.stored[0]), y)
-            row = plus(f, times(f, y, self.cut.stored[1]), columns.first)
-            self._tiles(line, b, row, block, tiles, rows, columns, epilogue, keep)
+            row = times(f, y, self.cut.stored[1])
+            for phase in columns:
+                tiles = runs(self._heights(phase, tallest))
+                at = plus(f, row, phase.first)
+                self._tiles(line, b, at, block, tiles, rows, phase, epilogue, keep)
 
     def _heights(self, columns: Phase, tallest: int) -> list[int]:
         """Outputs per tile of ``cut.lines`` rows: pixels or, if they are pooled, windows."""
@@ -385,7 +477,9 @@ class _Writer:
                 pixel = plus(f, times(f, loop.index, height * columns.step), first * columns.step)
                 args = [("ptr", here), ("ptr", b)]
                 at = plus(f, row, pixel)
-                args += epilogue.arguments(f, at, block.column, spec.y_pitch, keep)
+                args += epilogue.arguments(
+                    f, at, block.column, spec.y_pitch, keep, self._sums_at()
+                )
                 args += self._private(tile)
                 name = self.micro.name(tile, epilogue)
                 f.do(f"call void @{name}({', '.join(f'{t} {v}' for t, v in args)})")
@@ -394,9 +488,8 @@ class _Writer:
         """The last arguments of a micro-kernel."""
         args = [("i64", "0")] if tile.overlap else []
         if tile.blocked:
-            at = -(-(self._block_bytes() + self._weight_bytes()) // 64) * 64
-            args.insert(0, ("ptr", self.f.element("%scratch", "i8", at)))
-            self.scratch = max(self.scratch, at + tile.sums_bytes)
+            args.insert(0, ("ptr", self.f.element("%scratch", "i8", self.private_at)))
+            self.scratch = max(self.scratch, self.private_at + tile.sums_bytes)
         return args
 
     def _tile(

@@ -11,10 +11,11 @@ of multiply-adds, and one function serves any number of rows.
 from __future__ import annotations
 
 from ..ir.types import DType
-from .brgemm import LONGEST_SUM, sum_blocks
+from .brgemm import sum_blocks
 from .emitter import Lane, VectorEmitter, scalar_type
 from .packing import transpose
 from .text import Function
+from .tile import LONGEST_SUM
 
 _PARAMETERS = ("rows", "depth", "x_pitch", "w_pitch", "pitch")
 

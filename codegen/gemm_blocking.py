@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from ..ir.types import Dim, DType, Extent
-from .brgemm import register_rows
 from .target import LINE, Target
+from .tile import register_rows
 
 # Reductions longer than this are summed block by block, for the caches and for accuracy.
 LONGEST_REDUCTION = 1024
@@ -16,7 +16,6 @@ _BLOCK = 256
 _ROWS_WORTH_PACKING = 4
 # Units of rows in a block below which it is not made smaller for the sake of threads.
 _UNITS_WORTH_DIVIDING = 32
-"""Bytes of a cache line."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +81,27 @@ class Blocking:
     scratch: bytes of private memory for both.
     """
 
-    def __init__(self, spec: Gemm, target: Target) -> None:
-        self.spec, self.target = spec, target
+    def __init__(self, spec: Gemm, target: Target, part: int = 0) -> None:
+        """``part``: the rows of a unit, if it has more than a tile; a divisor of those of A."""
+        self.spec, self.target, self.part = spec, target, part
         self.scratch = self.copy_at = 0
         self.copies_a = self._few_sets()
         self._plan_rows()
         self._plan_b()
         self._plan_a()
+
+    @property
+    def panel_vectors(self) -> tuple[int, int]:
+        """Vectors per row of a panel, and of the last one."""
+        spec, lanes = self.spec, self.target.lanes(self.spec.dtype)
+        last = spec.n - (spec.panels - 1) * spec.panel
+        return spec.panel // lanes, -(-last // lanes)
+
+    @property
+    def row_cost(self) -> int:
+        """Vectors per row: what a unit of rows costs over all panels."""
+        wide, last = self.panel_vectors
+        return (self.spec.panels - 1) * wide + last
 
     def _plan_rows(self) -> None:
         """The height of a unit: the tallest tile, or less so that static extents divide evenly."""
@@ -99,7 +112,9 @@ class Blocking:
             # All rows fall into one set of the first level cache, which has 8 ways.
             self.rows = {v: min(r, 6) for v, r in self.rows.items()}
         tallest = self.rows[vectors]
-        if isinstance(spec.m, Dim):
+        if self.part:
+            self.unit, self.rest = self.part, 0
+        elif isinstance(spec.m, Dim):
             self.unit, self.rest = tallest, 0
         else:
             tiles = max(1, -(-spec.m // tallest))
