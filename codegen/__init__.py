@@ -21,6 +21,6 @@ What is in the files, from the bottom up:
 - gradients of their weights: ``conv_grad_weight``, ``grad_weight_writer``, ``grad_weight_units``,
   ``weight_rows``, ``conv_grad_weight_parts``, ``depthwise_grad_weight``, ``winograd_grad_weight``
 - attention: ``attention``, ``attention_heads``, ``attention_scores``, ``attention_grad``
-- the program around the kernels: ``program``, ``touched``, ``joint``, ``timed_program``; how threads
-  share its work: ``sharing``, ``chunks``, ``spmd``, ``waiting``
+- the program around the kernels: ``program``, ``touched``, ``joint``, ``timed_program``; how
+  threads share its work: ``sharing``, ``chunks``, ``spmd``, ``waiting``
 """
