@@ -9,8 +9,8 @@ What is in the files, from the bottom up:
 - loops over elements: ``loops``, ``iteration``, ``strided_loop``, ``body``; their kernels:
   ``elementwise``, ``movement``, ``interleave``, ``transpose``, ``indexing``
 - reductions and rows: ``reduction``, ``accumulators``, ``softmax``, ``cross_entropy``,
-  ``normalization``, ``layer_norm``, ``batch_norm``, ``batch_norm_parts``,
-  ``moments``, ``conv_moments``
+  ``normalization``, ``layer_norm``, ``batch_norm``, ``batch_norm_parts``; ``moments`` of the
+  results of convolutions, and ``conv_moments``, which says of which
 - pooling: ``pooling``, ``pool_windows``, ``pool_places``
 - the micro-kernel: ``tile``, ``brgemm``, ``packing``; what becomes of its tiles: ``contraction``,
   ``epilogue``, ``window_pool``, ``deferred_update``
