@@ -144,7 +144,7 @@ def test_threads_wait_only_where_a_kernel_needs_what_another_one_did() -> None:
 def test_work_without_a_wait_before_it_is_for_whoever_comes_first() -> None:
     graph = Graph("parallel")
     for name in "ab":
-        x = graph.add("input", path=name, type=TensorType(float32, (4,)))
+        x = graph.add("input", path=name, type=TensorType(float32, (N, 4)))
         graph.outputs[name] = graph.add("exp", x)
     program = emit_program(graph, plan_memory(graph, False), host())
     rounds = [line for line in program.text.splitlines() if "call void @nw_round" in line]
