@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from .. import compiler
-from ..compiler import Clip, Compilation, Options
+from ..compilation import Compilation
+from ..compiler import Clip, Options
+from ..errors import UnsupportedError
 from ..frontend.nn.module import Module
 from ..frontend.optim.optimizer import Optimizer
 from ..frontend.tensor import Tensor
@@ -90,7 +92,7 @@ class StepPrograms(Inspection):
     def _step_variant(self, call: Call, clip: Clip) -> UpdatingVariant:
         """The program for a whole step."""
         general = self._general(("step", self.optimizer.structure(), clip), call)
-        variant: UpdatingVariant | None = find(self._variants, general, call)
+        variant: UpdatingVariant | None = find(self._variants, general, call, self._warned)
         if variant is None:
             with self._compiling():
                 groups = self._trained()
@@ -111,7 +113,7 @@ class StepPrograms(Inspection):
         add = waiting is not None
         mode = ("gradients", add, bucket_bytes, tuple(self._parameter_groups()))
         general = self._general(mode, call)
-        variant: GradientVariant | None = find(self._variants, general, call)
+        variant: GradientVariant | None = find(self._variants, general, call, self._warned)
         if variant is None:
             with self._compiling():
                 groups = self._trained()
@@ -163,7 +165,7 @@ class StepPrograms(Inspection):
         if settings.disabled():
             return program(*call.args)
         general = self._general("eval", call)
-        variant: Variant | None = find(self._variants, general, call)
+        variant: Variant | None = find(self._variants, general, call, self._warned)
         if variant is None:
             with self._compiling():
                 made = self._captured(program, call, "evaluation")
@@ -176,6 +178,12 @@ class StepPrograms(Inspection):
     def _general(self, mode: Any, call: Call) -> tuple[Any, ...]:
         """What a program for calls like this one depends on, the batch size apart."""
         found = self._fingerprint
+        if found.hooked and mode != "eval":
+            raise UnsupportedError(
+                f"the parameter {found.hooked[0]!r} has a hook on its gradient (register_hook), "
+                "which a compiled step would not call; remove() it and change step.grads between "
+                "step.gradients() and step.update(), or train with loss.backward()"
+            )
         return mode, found.value, tuple(found.trained), call.key(not self._options.dynamic)
 
     @contextmanager

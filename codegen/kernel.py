@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..ir.types import Dim, Extent, TensorType
 from .chunks import MAX_CUTS
+from .sizes import Size
 from .text import Function
 
 
@@ -35,7 +36,8 @@ class Kernel:
     the index and goes on without touching memory outside its operands. ``helpers`` are the names
     and definitions of functions that other kernels use, too. ``cuts`` is into how many ranges one
     thread's part of the tasks may be cut: few where a range costs something of its own, and one for
-    batches of less than ``cuts_from`` samples.
+    batches of less than ``cuts_from`` samples. ``length``, if it is not None, is what takes the
+    place of ``N``: loops over tensors of fixed size share one function.
     """
 
     symbol: str
@@ -48,6 +50,7 @@ class Kernel:
     helpers: tuple[tuple[str, str], ...] = ()
     cuts: int = MAX_CUTS
     cuts_from: int = 0
+    length: int | None = None
 
     @property
     def code(self) -> str:
@@ -59,6 +62,12 @@ STATUS_INDEX_OUT_OF_RANGE = 1
 
 # Ranges into which work can be cut; many divisors, so that few threads get equal shares.
 MAX_TASKS = 240
+
+
+def tasks_for(units: Size) -> int:
+    """Into how many tasks so many units of work are cut; many if their number is known to the
+    running kernel only."""
+    return max(1, min(MAX_TASKS, units)) if isinstance(units, int) else MAX_TASKS
 
 
 class LocalFunctions:

@@ -1,7 +1,9 @@
 """Tracing and time: modes, changed attributes, batch sizes; and where nodes come from."""
 
 import inspect
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,62 +15,9 @@ from netwright import nn
 from netwright.errors import LintWarning, TraceError
 from netwright.ir.graph import Graph
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-def array(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
-
-
-def tensor(*shape: int, seed: int = 0) -> nw.Tensor:
-    return nw.from_numpy(array(*shape, seed=seed))
-
-
-def arrays(result: Any) -> list[np.ndarray]:
-    """The result's tensors in order, as arrays."""
-    if isinstance(result, nw.Tensor):
-        return [result.detach().numpy()]
-    items = result.values() if isinstance(result, dict) else result
-    return [a for item in items for a in arrays(item)]
-
-
-def check(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Compiled equals eager in training and eval mode, with and without gradients, and for
-    another batch size without another compilation; returns the compiled model."""
-    fast = nw.compile(model)
-    for training in (True, False):
-        model.train(training)
-        assert_equal(fast, model, args, kwargs)
-        with nw.no_grad():
-            assert_equal(fast, model, args, kwargs)
-    before = fast.compilations
-    with nw.no_grad():
-        assert_equal(fast, model, [_doubled(a) for a in args], kwargs)
-    assert fast.compilations == before
-    return fast
-
-
-def _doubled(value: Any) -> Any:
-    return nw.cat([value, value * 0.5]) if isinstance(value, nw.Tensor) and value.dim() else value
-
-
-def assert_equal(fast: nn.Module, model: nn.Module, args: Any, kwargs: Any) -> None:
-    got, expected = fast(*args, **kwargs), model(*args, **kwargs)
-    assert type(got) is type(expected)
-    for a, b in zip(arrays(got), arrays(expected), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-
-
-class Function(nn.Module):
-    """A module around a function of tensors."""
-
-    def __init__(self, function: Callable[..., Any], **modules: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
+from traced_models import Function, array, assert_equal, check, tensor
 
 
 def traced(model: nn.Module, *args: Any) -> Graph:
@@ -459,3 +408,51 @@ def test_a_tensor_that_forward_keeps_cannot_be_read_outside() -> None:
     assert fast.compilations == 1
     with pytest.raises(TraceError, match="Return it from forward"):
         model.hidden.sum()
+
+
+# -- tensors of other places ----------------------------------------------------------------------
+
+
+class Captures(nn.Module):
+    def __init__(self, tensor: nw.Tensor) -> None:
+        super().__init__()
+        self.tensors = [tensor]
+
+    def forward(self, x):
+        return x * self.tensors[0] + nw.ones(3)
+
+
+@pytest.mark.parametrize("how", ["in place", "through numpy"])
+def test_a_constant_that_was_changed_is_compiled_anew_with_a_warning(how):
+    """The program went on with the old value."""
+    scale = nw.from_numpy(array(3))
+    other = scale.numpy()
+    model = Captures(scale)
+    fast = nw.compile(model)
+    x = array(2, 3)
+    with nw.no_grad():
+        for _ in range(3):  # the third call is a shortcut
+            fast(x)
+        assert len(fast._variants) == 1
+        if how == "in place":
+            scale.mul_(2)
+        else:
+            other[:] = 7
+        with pytest.warns(LintWarning, match=r"T003.*test_trace_changes.py.*register_buffer"):
+            found = fast(x)
+        assert nw.allclose(found, model(nw.from_numpy(x)))
+        assert len(fast._variants) == 1
+
+
+def test_a_step_sees_a_constant_that_was_changed():
+    scale = nw.ones(3)
+    linear = nn.Linear(3, 1)
+    model = nn.Sequential(Captures(scale), linear)
+    step = nw.compile(model, loss=nn.MSELoss(), optimizer=nw.optim.SGD(model.parameters(), lr=0.0))
+    x, t = array(4, 3), array(4, 1, seed=1)
+    losses = [float(step(x, t)) for _ in range(3)]
+    scale.fill_(3)
+    with pytest.warns(LintWarning, match="T003"):
+        changed = float(step(x, t))
+    expected = nn.MSELoss()(model(nw.from_numpy(x)), nw.from_numpy(t))
+    assert abs(changed - float(expected)) < 1e-5 and abs(changed - losses[0]) > 1e-3

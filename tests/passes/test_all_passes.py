@@ -30,6 +30,7 @@ from netwright.passes.merge_cross_entropy import merge_cross_entropy
 from netwright.passes.pack_weights import pack_weights
 from netwright.passes.rewriting import Ledger
 from netwright.passes.save_pool_places import save_pool_places
+from netwright.passes.schedule_updates import schedule_updates
 from netwright.passes.simplify import simplify
 from netwright.passes.split_batch_norm import split_batch_norm
 
@@ -61,6 +62,7 @@ PASSES: dict[str, Pass] = {
     "fuse_pooling": fuse_pooling,
     "fuse_row_means": fuse_row_means,
     "pack_weights": _pack,
+    "schedule_updates": schedule_updates,
 }
 SEEDS = range(20)
 
