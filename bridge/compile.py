@@ -83,10 +83,10 @@ def compile(
     ValueError for unknown passes, accuracies or modules, and for numbers out of range.
     """
     if not isinstance(model, Module):
-        raise TypeError(f"compile(): expected an nn.Module, {_given(model)}")
+        raise TypeError(f"compile(): expected an nn.Module, got {_instead_of_a_module(model)}")
     if passes is not None and not isinstance(passes, Mapping):
         raise TypeError(
-            'compile(): passes must be a dict of names and switches, such as '
+            "compile(): passes must be a dict of names and switches, such as "
             f'{{"fuse_conv_bn_relu": False}}; got {type(passes).__name__}'
         )
     if isinstance(model, CompiledModule):
@@ -105,6 +105,22 @@ def compile(
                 "training step; give loss and optimizer, too"
             )
         return CompiledModule(model, options)
+    return CompiledStep(
+        model,
+        _checked_loss(loss),
+        _checked_optimizer(optimizer),
+        options,
+        accumulate,
+        clip_grad_norm,
+        clip_grad_value,
+    )
+
+
+def _checked_loss(loss: object) -> Callable[..., Any]:
+    if isinstance(loss, type):
+        raise TypeError(
+            f"compile(): loss is the class {loss.__name__}; make one: loss={loss.__name__}()"
+        )
     if not callable(loss):
         hint = "; for several losses, write a function that adds them"
         several = isinstance(loss, (list, tuple, dict))
@@ -112,30 +128,28 @@ def compile(
             "compile(): loss must be a module or a function f(output, target), got "
             f"{type(loss).__name__}{hint if several else ''}"
         )
+    return loss
+
+
+def _checked_optimizer(optimizer: object) -> Optimizer:
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"compile(): optimizer must be a netwright.optim.Optimizer, got "
-            f"{type(optimizer).__name__}"
-        )
-    return CompiledStep(
-        model, loss, optimizer, options, accumulate, clip_grad_norm, clip_grad_value
-    )
+        if isinstance(optimizer, type):
+            name = optimizer.__name__
+            got = f"the class {name}; make one: optimizer={name}(model.parameters())"
+        else:
+            got = type(optimizer).__name__
+        raise TypeError(f"compile(): optimizer must be a netwright.optim.Optimizer, got {got}")
+    return optimizer
 
 
-def _given(model: object) -> str:
-    """What was given in the place of a module, and what to do about it."""
-    if isinstance(model, type):
-        return f"got the class {model.__name__}; compile an instance of it"
-    if type(model).__module__.partition(".")[0] == "torch" or any(
-        c.__module__.startswith("torch.nn") for c in type(model).__mro__
-    ):
-        return (
-            f"got {type(model).__name__} of PyTorch; build the model from netwright.nn and load "
-            "the other's state_dict() into it"
-        )
-    return (
-        f"got {type(model).__name__}; wrap a function in a module whose forward() calls it"
-    )
+def _instead_of_a_module(value: object) -> str:
+    """What somebody gave to ``compile`` in the place of a module, and the fix."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}; make one: {value.__name__}(...)"
+    name = type(value).__name__
+    if any(kind.__module__.split(".")[0] == "torch" for kind in type(value).__mro__):
+        return f"{name} of PyTorch; build the model with netwright.nn and load its state_dict"
+    return f"{name}; wrap a function in a module whose forward() calls it"
 
 
 def _modules(model: Module, checkpoint: Sequence[str]) -> tuple[str, ...]:

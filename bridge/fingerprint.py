@@ -44,6 +44,7 @@ class Fingerprint:
         self._value: Any = None
         self._trained: dict[str, Tensor] = {}
         self._modes: list[tuple[Module, bool]] = []
+        self._hooked: list[str] = []
         self._changed_by_trace: set[str] = set()
 
     @property
@@ -57,6 +58,12 @@ class Fingerprint:
         """The parameters of the first module that require a gradient, by path."""
         self._refresh()
         return self._trained
+
+    @property
+    def hooked(self) -> list[str]:
+        """Paths of the parameters with hooks on their gradients."""
+        self._refresh()
+        return self._hooked
 
     @property
     def modes(self) -> list[tuple[Module, bool]]:
@@ -92,6 +99,9 @@ class Fingerprint:
         self._seen = structure.count
         self._trained = {p: t for p, t in self._roots[0].named_parameters() if t.requires_grad}
         self._modes = [(m, m.training) for root in self._roots for m in root.modules()]
+        self._hooked = [
+            path for root in self._roots for path, t in root.named_parameters() if t._hooks
+        ]
         self._value = tuple(
             (path, *_attributes(module))
             for root in self._roots

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from .. import compiler
-from ..compiler import Compilation, Options
+from ..compilation import Compilation
+from ..compiler import Options
 from ..frontend import autograd, dispatch, grad_mode
 from ..frontend.nn.module import Module
 from ..frontend.tensor import Tensor
@@ -152,8 +153,9 @@ class CompiledModule(Inspection, Module):
             given = [*call.args, *call.kwargs.values()]
             kinds = ", ".join(type(a).__name__ for a in given) or "nothing"
             raise TypeError(
-                f"{type(self._model).__name__}: a compiled model needs at least one tensor or "
-                f"numpy array as an argument, got {kinds}; make one with nw.tensor(...)"
+                f"{type(self._model).__name__}: a compiled model needs at least one netwright "
+                f"tensor or numpy array as an argument, got {kinds}; make one with "
+                "nw.tensor(...)"
             )
         wanted = self._wanted(call) if grad_mode.is_grad_enabled() else {}
         if wanted and self._model.training:
@@ -173,9 +175,7 @@ class CompiledModule(Inspection, Module):
         build = partial(_compile_training, needs=needs)
         return self._variant("train", needs, call, build, TrainingVariant)
 
-    def _later_training_variant(
-        self, call: Call, wanted: Wanted
-    ) -> Callable[[], TrainingVariant]:
+    def _later_training_variant(self, call: Call, wanted: Wanted) -> Callable[[], TrainingVariant]:
         """The training variant for the modes of now, to be made when backward runs."""
         modes = self._fingerprint.modes
 
@@ -239,9 +239,7 @@ def _compile_inference(made: Compilation, options: Options) -> None:
     compiler.compile_inference(made, options)
 
 
-def _compile_training(
-    made: Compilation, options: Options, needs: tuple[str | int, ...]
-) -> None:
+def _compile_training(made: Compilation, options: Options, needs: tuple[str | int, ...]) -> None:
     wrt = {made.traced.inputs[k] if isinstance(k, int) else k for k in needs}
     compiler.compile_training(made, wrt, options)
 

@@ -73,6 +73,21 @@ class CompiledStep(StepHalves):
         self._look_for_shortcut(variant, call)
         return dispatch.wrap(results["out"])
 
+    def __repr__(self) -> str:
+        loss = getattr(self.loss, "__name__", repr(self.loss))
+        return f"CompiledStep({type(self.model).__name__}, {loss}, {type(self.optimizer).__name__})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy, also by pickle, is of model, loss and optimizer together, with the gradients that
+        # wait; it compiles its own programs when it needs them.
+        limits = self.clip_grad_norm, self.clip_grad_value
+        parts = self.model, self.loss, self.optimizer, self._options, self.accumulate, *limits
+        return CompiledStep, parts, (self.gradient_scale, self.grads, self.accumulated)
+
+    def __setstate__(self, state: tuple[float, dict[str, Any], int]) -> None:
+        self.gradient_scale, gradients, calls = state
+        self._set_gradients(self._checked_gradients(gradients) if calls else {}, calls)
+
     def _look_for_shortcut(self, variant: UpdatingVariant, call: Call) -> None:
         """Makes a shortcut when a call repeats the shapes of the one before."""
         before, self._last_call = self._last_call, (variant, call.shapes())

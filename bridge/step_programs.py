@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from .. import compiler
-from ..compiler import Clip, Compilation, Options
+from ..compilation import Compilation
+from ..compiler import Clip, Options
+from ..errors import UnsupportedError
 from ..frontend.nn.module import Module
 from ..frontend.optim.optimizer import Optimizer
 from ..frontend.tensor import Tensor
@@ -176,6 +178,12 @@ class StepPrograms(Inspection):
     def _general(self, mode: Any, call: Call) -> tuple[Any, ...]:
         """What a program for calls like this one depends on, the batch size apart."""
         found = self._fingerprint
+        if found.hooked and mode != "eval":
+            raise UnsupportedError(
+                f"the parameter {found.hooked[0]!r} has a hook on its gradient (register_hook), "
+                "which a compiled step would not call; remove() it and change step.grads between "
+                "step.gradients() and step.update(), or train with loss.backward()"
+            )
         return mode, found.value, tuple(found.trained), call.key(not self._options.dynamic)
 
     @contextmanager

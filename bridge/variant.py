@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from .. import compiler
-from ..compiler import Compilation
-from ..errors import LintWarning, ShapeError
+from ..compilation import Compilation
+from ..errors import DTypeError, LintWarning, ShapeError
 from ..frontend import tree
 from ..frontend.changes import writes
 from ..frontend.random import default_generator
@@ -31,11 +31,17 @@ class State:
         self.paths = list(tensors)
         self.tensors = list(tensors.values())
         self.updated = [tensors[p] for p in graph.updates if p in tensors]
+        sources = [*graph.sources("parameter"), *graph.sources("buffer")]
+        kinds = {node.attrs["path"]: node.type for node in sources}
+        self._kinds = [kinds.get(path) for path in self.paths]
         self._positions = {path: i for i, path in enumerate(self.paths)}
         self._arrays: list[Any] = [None] * len(self.tensors)
 
     def sync(self) -> object:
-        """Binds arrays that were exchanged; the state's version, None if it cannot be known."""
+        """Binds arrays that were exchanged; the state's version, None if it cannot be known.
+
+        DTypeError or ShapeError if an array is not what the native code expects.
+        """
         if not self.bound():
             self._bind()
         if any(t._storage.exported for t in self.tensors):
@@ -48,6 +54,7 @@ class State:
             for i, tensor in enumerate(self.tensors):
                 array = tensor._array
                 if array is not self._arrays[i]:
+                    _check_kind(self.paths[i], array, self._kinds[i])
                     if not array.flags.c_contiguous or not array.flags.aligned:
                         array = np.require(array, requirements=["C", "A", "W", "O"])
                         tensor._array = array
@@ -190,6 +197,22 @@ class Variant:
             lambda v: isinstance(v, (OutputRef, Dim)),
             lambda v: tensors[v] if isinstance(v, OutputRef) else v.coef * n,
         )
+
+
+def _check_kind(path: str, array: np.ndarray, kind: TensorType | None) -> None:
+    """An error unless the array is of the type that native code reads and writes it with."""
+    if kind is None or (array.shape == kind.shape and array.dtype == kind.dtype.np):
+        return
+    wrong = DTypeError if array.dtype != kind.dtype.np else ShapeError
+    found = f"{array.dtype} of shape {list(array.shape)}"
+    needed = f"{kind.dtype.np} of shape {list(kind.shape)}"
+    if path.startswith("opt."):
+        raise wrong(
+            f"the optimizer's state {path.removeprefix('opt.')!r} is {found}, but its parameter is "
+            f"{needed}; if the model was converted (model.double(), model.to()), convert the state "
+            "too: optimizer.load_state_dict(optimizer.state_dict())"
+        )
+    raise wrong(f"{path!r} is {found}, but the compiled program was made for {needed}")
 
 
 def empty(kind: TensorType, n: int) -> np.ndarray:

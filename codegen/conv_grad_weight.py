@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..ir.graph import Graph, Node
-from ..ir.types import TensorType, numel
+from ..ir.types import TensorType, is_fixed, numel
 from .conv_grad_weight_parts import PartsWriter
 from .depthwise_grad_weight import depthwise_grad_weight
 from .epilogue import TileEpilogue
@@ -53,10 +53,10 @@ def emit_conv_grad_weight(node: Node, graph: Graph, target: Target) -> Kernel | 
 
 
 def _spec(attrs: Mapping[str, Any], g: TensorType, x: TensorType) -> WeightGradient | None:
-    fixed = (*g.shape[1:], *x.shape[1:])
-    if not all(isinstance(d, int) for d in fixed) or not g.dtype.is_float:
+    sizes = (*g.shape[1:], *x.shape[1:])
+    if not is_fixed(sizes) or not g.dtype.is_float:
         return None
-    oh, ow, outputs, height, width, inputs = (int(d) for d in fixed)  # type: ignore[arg-type]
+    oh, ow, outputs, height, width, inputs = sizes
     axes = [
         forward_axis(
             (height, width)[i],
@@ -89,8 +89,9 @@ def _stays_in_cache(spec: WeightGradient, target: Target) -> bool:
     """Whether the sums of the whole gradient stay in the second level cache beside a block.
 
     Then they are better kept there while each block of pixels is read once: a plain matrix product
-    copies the pixels for every panel of channels. On MobileNetV2's layers of 112 x 112 to 14 x 14
-    pixels that takes 1.2 to 3 times as long, while for larger gradients of few pixels it is faster.
+    copies the pixels for every panel of channels. `python benchmarks/decisions.py stays_in_cache`
+    measures it: with many pixels that takes up to 1.3 times as long, while for larger gradients of
+    few pixels it is faster.
     """
     return spec.outputs * spec.inputs * spec.dtype.itemsize <= target.l2 // 4
 

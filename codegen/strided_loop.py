@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..ir.graph import Graph, Node, Value
-from ..ir.types import Dim, DType, Extent, SlicedType, TensorType, bool_, int64, numel
+from ..ir.types import Dim, DType, Extent, SlicedType, TensorType, bool_, fixed, int64, numel
 from .body import PASSED_THROUGH, lower_body, lower_nodes
 from .emitter import Lane, VectorEmitter, memory_type
 from .iteration import Axis, times, total
@@ -52,9 +52,9 @@ class StridedLoop:
         self.registers = target.registers
         self.lanes = pick_lanes([n.type.dtype for n in body.nodes], target)
         self.repeated = self._repeated_operands(space)
-        self.phases: int = 1
+        self.phases = 1
         if self.repeated:
-            self.phases = space[-1].extent // self.lanes  # type: ignore[assignment]
+            self.phases = fixed(space[-1].extent) // self.lanes
             space = self._as_one_row(space)
         self.inner, self.outer = space[-1], space[:-1]
         contiguous = all(s in (0, 1) for s in self.inner.strides)
@@ -70,9 +70,12 @@ class StridedLoop:
     def _repeated_operands(self, space: list[Axis]) -> frozenset[int]:
         """Operands of one row that repeat in every row, if rows are few whole vectors.
 
-        All others must be whole or single elements; then the rows are one long row.
+        All others must be whole or single elements, and no result columns of a wider tensor; then
+        the rows are one long row.
         """
         if len(space) != 2 or self.bases or self.lanes == 1:
+            return frozenset()
+        if any(isinstance(t, SlicedType) for t in self.outputs):
             return frozenset()
         rows, row = space
         width = row.extent

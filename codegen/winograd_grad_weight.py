@@ -19,7 +19,7 @@ from functools import partial
 
 from ..ir.ops.winograd import INPUT, KERNEL, OUTPUT, WEIGHT
 from ..ir.types import DType, float32
-from .brgemm import MicroKernels, Reduction, Tile, register_rows, tail_mask
+from .brgemm import MicroKernels
 from .emitter import Lane, VectorEmitter, scalar_type
 from .epilogue import ALL_ONES, TileEpilogue
 from .image import WeightGradient, even_chunks
@@ -36,6 +36,7 @@ from .packing import choose_panel
 from .sizes import Size, extent, greatest, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
+from .tile import Reduction, Tile, register_rows, tail_mask
 from .weight_rows import rows_to_weight
 from .winograd_transforms import Matrix, row_groups, transform_2d
 
@@ -60,9 +61,9 @@ def is_faster(
 ) -> bool:
     """Whether F(tile x tile, 3x3) beats the direct sum for the gradient of a weight.
 
-    ``size`` is that of the gradient's images. Measured on Zen 4 with AVX-512, F(2x2, 3x3) is 1.5
-    times faster with 32 channels, 1.7 to 2 times with 64 to 512, at sizes from 2 x 2 to 56 x 56. A
-    single unit would be the work of one thread.
+    ``size`` is that of the gradient's images. `python benchmarks/decisions.py winograd_grad_weight`
+    measures it; on Zen 4 with AVX-512, F(2x2, 3x3) is 1.4 to 1.6 times faster with 32 to 512
+    channels, and breaks even at 2 x 2. A single unit would be the work of one thread.
     """
     if dtype is not float32 or inputs % target.lanes(dtype) or min(inputs, outputs) < 16:
         return False

@@ -52,6 +52,7 @@ class HookHandle:
     def remove(self) -> None:
         """Removes the hook; a second call does nothing."""
         self._hooks.pop(self._id, None)
+        structure.bump()
 
 
 class Tensor(Operators, Methods):
@@ -284,6 +285,7 @@ class Tensor(Operators, Methods):
             return HookHandle(self._grad_fn.hooks.setdefault(self._output_index, {}), hook)
         if not isinstance(self._hooks, dict):
             self._hooks = {}
+        structure.bump()  # a compiled step must learn of it
         return HookHandle(self._hooks, hook)
 
     def retain_grad(self) -> None:

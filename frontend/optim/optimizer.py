@@ -107,8 +107,9 @@ class Optimizer:
             found: Tensor = state[name]
             return found
         unused = self._unused.setdefault(param, {})
-        if name not in unused:
-            unused[name] = dispatch.wrap(np.zeros(param._array.shape, param._array.dtype))
+        made, array = unused.get(name), param._array
+        if made is None or (made._array.shape, made._array.dtype) != (array.shape, array.dtype):
+            unused[name] = dispatch.wrap(np.zeros(array.shape, array.dtype))
         return unused[name]
 
     def steps_taken(self, param: Tensor) -> float:

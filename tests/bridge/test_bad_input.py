@@ -113,7 +113,9 @@ def test_float_indices_and_indices_out_of_range_at_an_embedding() -> None:
         assert_same_outcome(model, fast, np.array([[0, 4, 2]], dtype))
 
 
-@pytest.mark.parametrize("value", ["text", None, 3.0, [[1.0] * 6], object()], ids=repr)
+@pytest.mark.parametrize(
+    "value", ["text", None, 3.0, [[1.0] * 6], object()], ids=lambda v: type(v).__name__
+)
 def test_arguments_that_are_no_arrays(value: Any) -> None:
     fast = nw.compile(mlp())
     with pytest.raises(TypeError):
@@ -437,7 +439,7 @@ def test_a_model_without_tensor_inputs_says_what_is_missing() -> None:
 
     fast = nw.compile(Table())
     for args in ((), (2.0,)):
-        with pytest.raises(TypeError, match="needs at least one tensor or numpy array"):
+        with pytest.raises(TypeError, match="needs at least one netwright tensor or numpy array"):
             fast(*args)
 
 
@@ -479,13 +481,13 @@ def test_zero_sized_features() -> None:
 
 
 def test_a_class_in_the_place_of_a_module_is_named():
-    with pytest.raises(TypeError, match=r"got the class Linear; compile an instance"):
+    with pytest.raises(TypeError, match=r"got the class Linear; make one"):
         nw.compile(nn.Linear)
 
 
 def test_a_module_of_pytorch_in_the_place_of_ours_is_named():
     torch = pytest.importorskip("torch")
-    with pytest.raises(TypeError, match=r"got Linear of PyTorch; build the model from netwright"):
+    with pytest.raises(TypeError, match=r"got Linear of PyTorch; build the model with netwright"):
         nw.compile(torch.nn.Linear(2, 3))
 
 

@@ -97,5 +97,7 @@ def test_tensors_of_pytorch_are_inputs():
 
 
 def test_what_is_no_tensor_is_named():
-    with pytest.raises(TypeError, match=r"at least one tensor or numpy array.*got list, int; make"):
+    with pytest.raises(
+        TypeError, match=r"at least one netwright tensor or numpy array.*got list, int; make"
+    ):
         nw.compile(Calls(lambda x, n: x))([1.0], 3)

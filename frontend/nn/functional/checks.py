@@ -18,9 +18,13 @@ def sizes(shape: Iterable[Extent]) -> str:
 def need_tensor(function: str, argument: str, position: int, value: Any) -> None:
     """TypeError unless ``value`` is a Tensor."""
     if not isinstance(value, Tensor):
+        name, hint = type(value).__name__, "wrap it with netwright.tensor(...)"
+        if name == "Tensor":  # of another library
+            name = f"{type(value).__module__}.{name}"
+            hint = "convert it with netwright.from_numpy(x.numpy())"
         raise TypeError(
             f"{function}(): argument '{argument}' (position {position}) must be Tensor, not "
-            f"{type(value).__name__}; wrap it with netwright.tensor(...)"
+            f"{name}; {hint}"
         )
 
 
