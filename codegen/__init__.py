@@ -9,7 +9,8 @@ What is in the files, from the bottom up:
 - loops over elements: ``loops``, ``iteration``, ``strided_loop``, ``body``; their kernels:
   ``elementwise``, ``movement``, ``interleave``, ``transpose``, ``indexing``
 - reductions and rows: ``reduction``, ``accumulators``, ``softmax``, ``cross_entropy``,
-  ``normalization``, ``layer_norm``, ``batch_norm``, ``batch_norm_parts``
+  ``normalization``, ``layer_norm``, ``batch_norm``, ``batch_norm_parts``,
+  ``moments``, ``conv_moments``
 - pooling: ``pooling``, ``pool_windows``, ``pool_places``
 - the micro-kernel: ``tile``, ``brgemm``, ``packing``; what becomes of its tiles: ``contraction``,
   ``epilogue``, ``window_pool``, ``deferred_update``
@@ -20,6 +21,6 @@ What is in the files, from the bottom up:
 - gradients of their weights: ``conv_grad_weight``, ``grad_weight_writer``, ``grad_weight_units``,
   ``weight_rows``, ``conv_grad_weight_parts``, ``depthwise_grad_weight``, ``winograd_grad_weight``
 - attention: ``attention``, ``attention_heads``, ``attention_scores``, ``attention_grad``
-- the program around the kernels: ``program``, ``timed_program``; how threads share its work:
-  ``sharing``, ``chunks``, ``spmd``, ``waiting``
+- the program around the kernels: ``program``, ``timed_program``, ``touched``; how threads share its
+  work: ``sharing``, ``joint``, ``chunks``, ``spmd``, ``waiting``
 """

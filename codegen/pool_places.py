@@ -239,10 +239,8 @@ class _Windows:
         transpose_tile(fn, self.dtype, self.w.target, out, source, count, columns)
 
     def _is_larger(self, v: Lane, best: Lane) -> Lane:
-        """Whether ``v`` takes the place of ``best``: it is larger, or the first NaN."""
-        e = self.e
-        not_smaller = e.logical_not(e.le(v, best))  # or either is NaN
-        return e.logical_and(not_smaller, e.logical_not(e.isnan(best)))
+        """Whether ``v`` takes the place of ``best``: it is larger, or NaN."""
+        return self.e.logical_or(self.e.gt(v, best), self.e.isnan(v))
 
     def scatter(self) -> TaskCount:
         """The gradient at its places, zeros elsewhere, and what is computed of that."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..ir.graph import Graph, Node
 from ..ir.ops.spatial import image
-from ..ir.types import DType, Extent, bool_, fixed, float64, numel
+from ..ir.types import DType, Extent, bool_, fixed, float64, int32, int64, numel
 from .emitter import Lane, VectorEmitter, memory_type
 from .kernel import Kernel, TaskCount
 from .loops import Lanes, Position, largest, widen
@@ -82,6 +82,8 @@ class _Pool:
         small = image(node.op, w.inputs[0] if grad else node.type, layout)
         self.dtype: DType = node.type.dtype
         self.kind = memory_type(self.dtype)
+        # Numbers are compared and selected by masks of the image's elements, so they are as wide.
+        self.counts = int64 if self.dtype is float64 else int32
         nchw = layout == "NCHW"
         self.images: Extent = large.n * large.c if nchw else large.n
         self.channels = 1 if nchw else large.c
@@ -259,7 +261,8 @@ class _Pool:
         return self.each_tap(n, oh, ow, inside, (x,), start, tap)
 
     def maximum_gradient(self) -> TaskCount:
-        """Each window gives its gradient to its first maximum; the result starts as zeros.
+        """Each window gives its gradient to its first maximum, or to its last NaN, as in PyTorch.
+        The result starts as zeros.
 
         Windows that do not overlap are separate tasks by row; others are one task per image.
         """
@@ -293,33 +296,48 @@ class _Pool:
         )
 
     def route(self, n: Size, oh: Size, add: bool) -> None:
-        """Gives the gradients of one row of windows to their first maxima."""
+        """Gives the gradients of one row of windows to their maxima."""
         e = self.e
+        count, zero = e.constant(0, self.counts), e.constant(0, self.dtype)
 
         def output(ow: Size, inside: bool) -> None:
             g = self.y_pixel("%in0", n, oh, ow)
 
             def block(at: list[Position]) -> None:
                 (place,) = at
-                (best,) = self.best(n, oh, ow, inside, at, "%in1")
-                zero = e.constant(0, self.dtype)
+                chosen = self.place_of_maximum(n, oh, ow, inside, place)
+                gradient = place.load(g, self.dtype)
 
                 def tap(places: list[str], carried: Lanes) -> Lanes:
-                    # What is left of the gradient becomes zero once it has been given away.
-                    x, (left,) = place.load(places[0], self.dtype), carried
-                    hit = e.logical_or(e.eq(x, best), e.isnan(x))
-                    given = e.select(hit, left, zero)
+                    (number,) = carried
+                    given = e.select(e.eq(number, chosen), gradient, zero)
                     if add:
-                        given = e.add(place.load(places[1], self.dtype), given)
-                    place.store(given, places[1])
-                    return (e.select(hit, zero, left),)
+                        given = e.add(place.load(places[0], self.dtype), given)
+                    place.store(given, places[0])
+                    return (e.add(number, e.constant(1, self.counts)),)
 
-                start = (place.load(g, self.dtype),)
-                self.each_tap(n, oh, ow, inside, ("%in1", "%out0"), start, tap)
+                self.each_tap(n, oh, ow, inside, ("%out0",), (count,), tap)
 
             self.each_channel_block(1, block)
 
         self.each_output(oh, output)
+
+    def place_of_maximum(
+        self, n: Size, oh: Size, ow: Size, inside: bool, place: Position
+    ) -> Lane:
+        """The number, among the taps that the window reaches, of its first maximum or last NaN."""
+        e = self.e
+
+        def tap(places: list[str], carried: Lanes) -> Lanes:
+            best, chosen, number = carried
+            x = place.load(places[0], self.dtype)
+            hit = e.logical_or(e.gt(x, best), e.isnan(x))
+            found = e.select(hit, x, best), e.select(hit, number, chosen)
+            return (*found, e.add(number, e.constant(1, self.counts)))
+
+        count = e.constant(0, self.counts)
+        start = (e.constant(-math.inf, self.dtype), count, count)
+        return self.each_tap(n, oh, ow, inside, ("%in1",), start, tap)[1]
 
     # -- average
 

@@ -1,6 +1,6 @@
 """Max pooling whose windows tile the image, with the place of each maximum in its window.
 
-The place is one byte: tap ``kh * KW + kw`` of the first maximum, or of the first NaN. It is all
+The place is one byte: tap ``kh * KW + kw`` of the first maximum, or of the last NaN. It is all
 that the gradient needs of the image: the gradient of the pooled map is *scattered* to the places.
 What is multiplied by a scattered gradient and summed matters at the places alone, so there is a
 *gather*, too: ``sum(scatter(g) * x) == sum(g * gather(x))``. Windows are ``kernel_size`` apart,
@@ -87,9 +87,12 @@ def _windows(x: np.ndarray, kernel_size: Pair) -> np.ndarray:
 
 
 def _max_pool(x: np.ndarray, *, kernel_size: Pair) -> tuple[np.ndarray, np.ndarray]:
-    """(maxima, places); argmax takes the first NaN for the largest."""
+    """(maxima, places); argmax takes the first NaN for the largest, so the last one is found from
+    the other end."""
     windows = _windows(x, kernel_size)
-    places = windows.argmax(axis=-1)[..., None]
+    nan = np.isnan(windows)
+    last = windows.shape[-1] - 1 - nan[..., ::-1].argmax(axis=-1)
+    places = np.where(nan.any(axis=-1), last, windows.argmax(axis=-1))[..., None]
     best = np.take_along_axis(windows, places, axis=-1)
     return best[..., 0], places[..., 0].astype(np.uint8)
 

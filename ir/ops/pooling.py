@@ -160,27 +160,22 @@ def _max_pool2d_grad(
     ceil_mode: bool,
     layout: str,
 ) -> np.ndarray:
-    """Adds each element of ``g`` to the first maximum (or NaN) of its window in row-major order."""
+    """Adds each element of ``g`` to the maximum of its window: the first one in row-major order, or
+    the last NaN, as in PyTorch."""
     images, gradient = to_nchw(x, layout), to_nchw(g, layout)
-    y = _max_pool2d(
-        images,
-        kernel_size=kernel_size,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        ceil_mode=ceil_mode,
-        layout="NCHW",
-    )
-    size, out = images.shape[2:], y.shape[2:]
+    size = images.shape[2:]
     dx = np.zeros(images.shape, g.dtype)
-    routed = np.zeros(y.shape, np.bool_)
+    best = np.full(gradient.shape, -np.inf, x.dtype)
+    chosen = np.full(gradient.shape, -1, np.int32)
+    reached = list(taps(size, gradient.shape[2:], kernel_size, stride, padding, dilation))
     with np.errstate(all="ignore"):
-        for tap in taps(size, out, kernel_size, stride, padding, dilation):
-            values = images[tap.inp]
-            hit = (values == y[tap.out]) | np.isnan(values)
-            hit &= ~routed[tap.out]
-            routed[tap.out] |= hit
-            dx[tap.inp] += np.where(hit, gradient[tap.out], g.dtype.type(0))
+        for k, tap in enumerate(reached):
+            values, so_far = images[tap.inp], best[tap.out]
+            hit = (values > so_far) | np.isnan(values) | (chosen[tap.out] < 0)
+            best[tap.out] = np.where(hit, values, so_far)
+            chosen[tap.out] = np.where(hit, k, chosen[tap.out])
+        for k, tap in enumerate(reached):
+            dx[tap.inp] += np.where(chosen[tap.out] == k, gradient[tap.out], g.dtype.type(0))
     return from_nchw(dx, layout)
 
 

@@ -84,11 +84,14 @@ def test_rows_name_models_that_exist(peers: ModuleType) -> None:
 
 def test_a_missed_target_is_called_so(peers: ModuleType) -> None:
     def row(model: str, ratio: float, target: float, note: str = "") -> dict[str, Any]:
-        return {"model": model, "batch": 2, "ratio": ratio, "target": target, "note": note}
+        half_of_peak = {"gflop": 1.0, "netwright": {"median_ms": 20.0}, "peak_gflops": {"1": 100.0}}
+        result = {"ratio": ratio, "target": target, "note": note}
+        return {"model": model, "batch": 2, **half_of_peak, **result}
 
     text = peers.summary([row("a", 4.0, 2.0, "dropout 0"), row("b", 1.0, 1.3)])
     assert "a, batch 2: 4.00x of the fastest peer, target 2x reached (dropout 0)" in text
-    assert "b, batch 2: 1.00x of the fastest peer, target 1.3x MISSED" in text
+    missed = "b, batch 2: 1.00x of the fastest peer, target 1.3x MISSED"
+    assert f"{missed}; its products alone, at the FMA peak, 2.00x" in text
     assert "geometric mean: 2.00x of the fastest peer, target 2x reached" in text
     assert "least: 1.00x of the fastest peer, target 1.2x MISSED" in text
 

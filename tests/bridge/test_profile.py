@@ -10,6 +10,7 @@ import netwright as nw
 from netwright import nn, optim
 from netwright.bridge.profile import COLUMNS, Limits, Profile
 from netwright.bridge.profiler import module_paths
+from netwright.codegen.program import Launch, Move
 from netwright.errors import NetwrightError
 from netwright.frontend.random import default_generator
 from netwright.runtime import probe
@@ -66,9 +67,15 @@ def profiles(fast: nn.Module, step: object) -> Iterator[tuple[Profile, list[str]
 
 
 def symbols(compiled: object, mode: str, stages: list[str]) -> list[str]:
+    """What the rows of kernels say: symbols, and how many kernels share a round."""
     made = compiled._compilation(mode)
     programs = [made.executables[stage].program for stage in stages]
-    return [x.symbol for p in programs for x in p.launches if x.phase == "run"]
+    steps = [x for p in programs for segment in p.run for x in segment.steps]
+    return [
+        x.symbol if isinstance(x, Launch) else f"{len(x.launches)} kernels"
+        for x in steps
+        if not isinstance(x, Move)
+    ]
 
 
 def test_rows_are_the_kernels_of_the_run_and_shares_sum_to_one(

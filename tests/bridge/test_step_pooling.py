@@ -85,3 +85,33 @@ def test_under_autograd_places_are_saved_instead_of_images() -> None:
     for a, b, c in zip(*grads, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(a, c, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "window", [(2, 2, 0), (3, 2, 1)], ids=["places are saved", "windows overlap"]
+)
+def test_of_several_nan_the_last_one_gets_the_gradient_as_in_pytorch(
+    window: tuple[int, int, int],
+) -> None:
+    """Eager, compiled, and what PyTorch gives; of equal maxima it is the first one."""
+    torch = pytest.importorskip("torch", reason="the extra 'torch' is not installed")
+    rng = np.random.default_rng(0)
+    x = rng.integers(-3, 4, (2, 18, 9, 12)).astype(np.float32)
+    x[rng.random(x.shape) < 0.3] = np.nan
+    x[rng.random(x.shape) < 0.1] = -np.inf
+
+    def gradient(lib: Any, compiled: bool = False) -> np.ndarray:
+        layers = lib.nn.Conv2d(18, 18, 1, groups=18, bias=False), lib.nn.MaxPool2d(*window)
+        layers[0].weight.data[...] = 1
+        network = lib.nn.Sequential(*layers)
+        network = nw.compile(network) if compiled else network
+        image = lib.tensor(x, requires_grad=True)
+        y = network(image)
+        y.backward(lib.arange(y.numel()).reshape(y.shape).to(y.dtype))
+        found: np.ndarray = image.grad.numpy()
+        return found.copy()
+
+    expected = gradient(torch)
+    assert np.isfinite(expected).all()
+    np.testing.assert_array_equal(gradient(nw), expected)
+    np.testing.assert_array_equal(gradient(nw, compiled=True), expected)

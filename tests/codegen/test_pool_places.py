@@ -118,7 +118,7 @@ def test_maxima_may_be_written_with_the_channels_first(
         check(made, [draw(t, n) for t in types], n)
 
 
-def test_the_first_nan_of_a_window_is_its_maximum(single: Callable) -> None:
+def test_the_last_nan_of_a_window_is_its_maximum(single: Callable) -> None:
     types, body = forward_region(float32, (6, 8), 20)
     x, *others = (draw(t, 2) for t in types)
     x[RNG.random(x.shape) < 0.3] = np.nan
