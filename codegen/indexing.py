@@ -42,7 +42,9 @@ COLUMNS = 16
 
 
 def emit_indexing(node: Node, graph: Graph, target: Target) -> Kernel | None:
-    """A kernel for ``embedding``, ``gather`` or the gradient of one."""
+    """A kernel for ``embedding``, ``gather`` or the gradient of one; none for ``argsort``."""
+    if node.op not in INDEXING:
+        return None
     w = KernelWriter("index", node, graph, target)
     at = 0 if node.op == "embedding" else 1
     if w.inputs[at].dtype not in (int32, int64) or w.inputs[1 - at].dtype is bool_:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..ir.types import dtype_of
-from . import comparison, creation, elementwise, inplace, linalg, reductions, shaping
+from . import comparison, creation, elementwise, inplace, linalg, rearranging, reductions, shaping
 from .dispatch import cast
 
 if TYPE_CHECKING:
@@ -126,6 +126,15 @@ class Methods:
     swapaxes = shaping.swapaxes
     swapdims = shaping.swapdims
     moveaxis = shaping.moveaxis
+
+    index_select = rearranging.index_select
+    flip = rearranging.flip
+    roll = rearranging.roll
+    tile = rearranging.tile
+    repeat_interleave = rearranging.repeat_interleave
+    diagonal = rearranging.diagonal
+    scatter = rearranging.scatter
+    scatter_add = rearranging.scatter_add
 
     matmul = linalg.matmul
     mm = linalg.mm

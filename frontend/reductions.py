@@ -368,14 +368,10 @@ def sort(
 def argsort(input: Any, dim: int = -1, descending: bool = False, stable: bool = False) -> Tensor:
     """Indices that sort along ``dim``."""
     d = dim_index(dim, input.dim())
-    array = input._eager_array("argsort")
     if not input.dim():
-        return input._like(np.zeros((), np.int64))
-    if not descending:
-        return input._like(np.argsort(array, axis=d, kind="stable"))
-    # Reversed twice, so that equal values keep their order.
-    order = np.flip(np.argsort(np.flip(array, d), axis=d, kind="stable"), d)
-    return input._like(array.shape[d] - 1 - order)
+        return as_operand(np.zeros((), np.int64))
+    found: Tensor = apply("argsort", input, dim=d, descending=bool(descending))
+    return found
 
 
 def topk(

@@ -31,7 +31,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..errors import UnsupportedError
-from . import dispatch
+from . import dispatch, safetensors
 from .device import check_device
 from .nn.state import StateDict
 from .tensor import Tensor
@@ -63,7 +63,7 @@ def load(
     *,
     weights_only: bool | None = None,
 ) -> Any:
-    """Reads what ``save`` wrote; runs no code from the file.
+    """Reads what ``save`` wrote, or a file named ``*.safetensors``; runs no code from the file.
 
     Tensors come back on the CPU without ``requires_grad``. ValueError, with the file's name, if
     the file is damaged or something else.
@@ -74,6 +74,8 @@ def load(
         raise UnsupportedError("load(weights_only=False): netwright never reads pickles")
     name = os.fspath(f) if isinstance(f, (str, os.PathLike)) else getattr(f, "name", "the file")
     try:
+        if isinstance(name, str) and name.endswith(".safetensors"):
+            return _read_safetensors(f)
         with zipfile.ZipFile(f) as archive:
             return _read(archive)
     except (
@@ -89,6 +91,13 @@ def load(
         raise ValueError(
             f"{name}: not a checkpoint of netwright.save(), or damaged: {error}"
         ) from error
+
+
+def _read_safetensors(f: str | os.PathLike[str] | IO[bytes]) -> dict[str, Tensor]:
+    if isinstance(f, (str, os.PathLike)):
+        with open(f, "rb") as file:
+            return safetensors.read(file)
+    return safetensors.read(f)
 
 
 class _Writer:

@@ -94,6 +94,9 @@ FUNCTIONS: dict[str, Function] = {
     "gather": lambda x, idx, *, dim: torch.gather(x, dim, idx),
     "extent": lambda *, size, dtype: size,
     "argmax": lambda x, *, dim, keepdim: torch.argmax(x, dim, keepdim),
+    "argsort": lambda x, *, dim, descending: torch.argsort(
+        x, dim=dim, descending=descending, stable=True
+    ),
     "argmin": lambda x, *, dim, keepdim: torch.argmin(x, dim, keepdim),
 }
 

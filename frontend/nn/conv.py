@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ...errors import UnsupportedError
 from ..tensor import Tensor
 from . import functional as F
 from .functional.checks import spread
@@ -52,7 +51,7 @@ class _Conv(Module):
             self.padding = padding
         else:
             self.padding = spread(padding, n, name, "padding", minimum=0)
-        _check_padding_mode(name, padding_mode)
+        _check_padding_mode(padding_mode)
         self.output_padding = (0,) * n
         self.groups = groups
         self.padding_mode = padding_mode
@@ -68,6 +67,20 @@ class _Conv(Module):
         """Weight and bias uniform in +-1 / sqrt(in_channels / groups * kernel area)."""
         reset_weight_and_bias(self.weight, self.bias)
 
+    def _padded(self, input: Tensor) -> tuple[Tensor, str | tuple[int, ...]]:
+        """The input, continued as ``padding_mode`` says, and the zeros that are still to add."""
+        if self.padding_mode == "zeros":
+            return input, self.padding
+        if isinstance(self.padding, str):
+            same = self.padding == "same"
+            extents = zip(self.dilation, self.kernel_size, strict=True)
+            totals = [d * (k - 1) if same else 0 for d, k in extents]
+            sides = [(t // 2, t - t // 2) for t in totals]
+        else:
+            sides = [(p, p) for p in self.padding]
+        pads = [p for pair in reversed(sides) for p in pair]
+        return F.pad(input, pads, mode=self.padding_mode), (0,) * self.n
+
     def extra_repr(self) -> str:
         text = (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
@@ -79,7 +92,10 @@ class _Conv(Module):
             text += f", dilation={self.dilation}"
         if self.groups != 1:
             text += f", groups={self.groups}"
-        return text + (", bias=False" if self.bias is None else "")
+        text += ", bias=False" if self.bias is None else ""
+        if self.padding_mode != "zeros":
+            text += f", padding_mode={self.padding_mode}"
+        return text
 
 
 def _check_groups(in_channels: int, out_channels: int, groups: int) -> None:
@@ -104,14 +120,10 @@ def _check_padding(padding: str, stride: tuple[int, ...]) -> None:
         )
 
 
-def _check_padding_mode(name: str, mode: str) -> None:
+def _check_padding_mode(mode: str) -> None:
     if mode not in PADDING_MODES:
         raise ValueError(
             f"padding_mode must be one of {set(PADDING_MODES)}, but got padding_mode={mode!r}"
-        )
-    if mode != "zeros":
-        raise UnsupportedError(
-            f"{name}: padding_mode={mode!r} is not supported; use padding_mode='zeros'"
         )
 
 
@@ -121,8 +133,9 @@ class Conv1d(_Conv):
     n = 1
 
     def forward(self, input: Tensor) -> Tensor:
+        x, padding = self._padded(input)
         return F.conv1d(
-            input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+            x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
         )
 
 
@@ -132,6 +145,7 @@ class Conv2d(_Conv):
     n = 2
 
     def forward(self, input: Tensor) -> Tensor:
+        x, padding = self._padded(input)
         return F.conv2d(
-            input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+            x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
         )

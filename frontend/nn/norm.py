@@ -149,6 +149,14 @@ class BatchNorm2d(_BatchNorm):
             raise ShapeError(f"expected 4D input (got {input.ndim}D input)")
 
 
+class BatchNorm3d(_BatchNorm):
+    """Batch normalisation of (N, C, D, H, W)."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim != 5:
+            raise ShapeError(f"expected 5D input (got {input.ndim}D input)")
+
+
 class LayerNorm(Module):
     """Normalises over the last dimensions, those of ``normalized_shape``."""
 

@@ -12,6 +12,7 @@ from . import cross_entropy_parts as cross_entropy_parts
 from . import elementwise as elementwise
 from . import index as index
 from . import norm as norm
+from . import order as order
 from . import packing as packing
 from . import pool_places as pool_places
 from . import pooling as pooling

@@ -94,7 +94,6 @@ ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "padding='same' is not supported for strided convolutions",
     ),
     (lambda: nn.Conv2d(4, 4, 3, padding_mode="foo"), ValueError, "padding_mode must be one of"),
-    (lambda: nn.Conv2d(4, 4, 3, padding_mode="reflect"), UnsupportedError, "'reflect'"),
     (
         lambda: F.max_pool2d(IMAGE, 2, padding=2),
         ShapeError,
@@ -147,7 +146,9 @@ ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: F.pad(X, (1, 2, 3)), RuntimeError, "Padding length must be divisible by 2"),
     (lambda: F.pad(X, (1,) * 6), ShapeError, "two times the input dimension"),
     (lambda: F.pad(X, (-3, -3)), ShapeError, "cuts more than dimension 1"),
-    (lambda: F.pad(X, (1, 1), mode="reflect"), UnsupportedError, "mode='reflect'"),
+    (lambda: F.pad(X, (99, 1), mode="reflect"), ShapeError, "Padding size should be less than"),
+    (lambda: F.pad(X, (99, 1), mode="circular"), ShapeError, "Padding size should be at most"),
+    (lambda: F.interpolate(X[None, None], 2, mode="bicubic"), UnsupportedError, "mode='bicubic'"),
     (lambda: F.pad(X, (1, 1), mode="foo"), NotImplementedError, "Unrecognised padding mode foo"),
     (lambda: F.softmax(ints(1, 2), 0), DTypeError, "must be a floating tensor"),
     (lambda: F.softmax(X, 3), IndexError, "range of [-2, 1], but got 3"),

@@ -1,10 +1,12 @@
-"""Batch and layer normalisation, and scaling vectors to norm 1."""
+"""Normalisation over batches, layers and groups, and scaling vectors to norm 1."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from ....errors import ShapeError, UnsupportedError
 from ....ir.types import Extent, numel
@@ -130,6 +132,105 @@ def layer_norm(
         operands.append(_filled(input, shape, 1.0) if weight is None else weight)
         operands.append(_filled(input, shape, 0.0) if bias is None else bias)
     return apply("layer_norm", *operands, ndim=len(shape), eps=float(eps))[0]
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalises each group of channels of each sample; weight and bias per channel.
+
+    Input (N, C, *). Wu, He 2018.
+    """
+    need_tensor("group_norm", "input", 1, input)
+    need_float("group_norm", input)
+    need_same_dtype("group_norm", input, weight=weight, bias=bias)
+    if input.ndim < 2:
+        raise ShapeError(
+            f"Expected at least 2 dimensions for input tensor but received {input.ndim}"
+        )
+    channels = input.shape[1]
+    if num_groups < 1 or channels % num_groups:
+        raise RuntimeError(
+            "Expected number of channels in input to be divisible by num_groups, but got input of "
+            f"shape {sizes(input.shape)} and num_groups={num_groups}"
+        )
+    _per_channel("group_norm", input, weight=weight, bias=bias)
+    inner = numel(input.shape[1:])
+    groups = input.reshape(input.shape[0], num_groups, inner // num_groups)
+    y = apply("layer_norm", groups, ndim=1, eps=float(eps))[0].reshape(*input.shape)
+    return _scaled(y, weight, bias)
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalises each channel of each sample over its positions. Ulyanov et al. 2016."""
+    need_tensor("instance_norm", "input", 1, input)
+    if running_mean is not None or running_var is not None or not use_input_stats:
+        raise unsupported("instance_norm", "running statistics", "leave them out")
+    if input.ndim < 3:
+        raise ShapeError(f"instance_norm: expected (N, C, *), got size {sizes(input.shape)}")
+    if numel(input.shape[2:]) == 1:
+        raise ShapeError(
+            "Expected more than 1 spatial element when training, got input size "
+            f"{sizes(input.shape)}"
+        )
+    return group_norm(input, input.shape[1], weight, bias, eps)
+
+
+def _per_channel(function: str, input: Tensor, **tensors: Tensor | None) -> None:
+    channels = input.shape[1]
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.shape != (channels,):
+            raise ShapeError(
+                f"{function}: expected {name} to be a vector of size {channels}, the number of "
+                f"channels in input of size {sizes(input.shape)}, but got {sizes(tensor.shape)}"
+            )
+
+
+def _scaled(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """y * weight + bias, which have a number per channel (dimension 1)."""
+    ones = [1] * (y.ndim - 2)
+    if weight is not None:
+        y = y * weight.reshape(-1, *ones)
+    return y if bias is None else y + bias.reshape(-1, *ones)
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimensions; eps None: the dtype's own.
+
+    Zhang, Sennrich 2019.
+    """
+    need_tensor("rms_norm", "input", 1, input)
+    need_float("rms_norm", input)
+    need_same_dtype("rms_norm", input, weight=weight)
+    shape = tuple(normalized_shape)
+    if not shape or input.shape[-len(shape) :] != shape:
+        stars = ", ".join(["*", *(str(d) for d in shape)])
+        raise ShapeError(
+            f"Given normalized_shape={list(shape)}, expected input with shape [{stars}], but got "
+            f"input of size{sizes(input.shape)}"
+        )
+    small = float(np.finfo(input.dtype.np).eps) if eps is None else float(eps)
+    dims = tuple(range(-len(shape), 0))
+    y = input * ((input * input).mean(dims, keepdim=True) + small).rsqrt()
+    return y if weight is None else y * weight
 
 
 def normalize(

@@ -1,4 +1,4 @@
-"""Pooling over the two last dimensions."""
+"""Pooling over the last dimension, or the last two."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from ....errors import ShapeError
 from ...dispatch import apply
+from ...shaping import cat, slice_dim
 from ...tensor import Tensor
 from .checks import need_tensor, sizes, spread, unsupported
 from .inplace import owned
@@ -66,6 +67,118 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
         )
     numbers = tuple(d if s is None else s for s, d in zip(size, input.shape[-2:], strict=True))
     return _pool("adaptive_avg_pool2d", input, output_size=numbers)
+
+
+def adaptive_max_pool2d(
+    input: Tensor, output_size: Any, return_indices: bool = False
+) -> Tensor:
+    """Maxima of windows that divide the image into ``output_size``; None keeps an extent."""
+    if return_indices:
+        raise unsupported("adaptive_max_pool2d", "return_indices=True", "use the maxima alone")
+    need_tensor("adaptive_max_pool2d", "input", 1, input)
+    size = tuple(output_size) if isinstance(output_size, Sequence) else (output_size,) * 2
+    if len(size) != 2:
+        raise ShapeError(f"adaptive_max_pool2d: output_size must be 2, got {list(size)}")
+    if input.ndim not in (3, 4):
+        raise ShapeError(
+            f"adaptive_max_pool2d(): Expected 3D or 4D tensor, but got {sizes(input.shape)}"
+        )
+    return _maxima_along(_maxima_along(input, -2, size[0]), -1, size[1])
+
+
+def _maxima_along(input: Tensor, dim: int, count: int | None) -> Tensor:
+    """Maxima of ``count`` windows that divide a dimension: a window begins at floor(i * size /
+    count) and ends at ceil((i + 1) * size / count)."""
+    size = int(input.shape[dim])
+    if count is None or count == size:
+        return input
+    if count < 1:
+        raise ShapeError(f"adaptive_max_pool2d: output_size must be positive, got {count}")
+    if size % count == 0:
+        window = size // count
+        kernel = (window, 1) if dim == -2 else (1, window)
+        return max_pool2d(input, kernel)
+    axis = input.ndim + dim
+    parts = [
+        slice_dim(input, axis, i * size // count, -(-(i + 1) * size // count)).amax(axis, True)
+        for i in range(count)
+    ]
+    return cat(parts, axis)
+
+
+def max_pool1d(
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor:
+    """Maximum of each window; stride None means kernel_size. Input (N, C, L) or (C, L)."""
+    if return_indices:
+        raise unsupported("max_pool1d", "return_indices=True", "use the maxima alone")
+    kernel = spread(kernel_size, 1, "max_pool1d", "kernel_size", minimum=1)
+    y = max_pool2d(
+        _row("max_pool1d", input),
+        (1, *kernel),
+        _beside(stride, 1, "max_pool1d", "stride", kernel),
+        (0, *spread(padding, 1, "max_pool1d", "padding", minimum=0)),
+        (1, *spread(dilation, 1, "max_pool1d", "dilation", minimum=1)),
+        ceil_mode,
+    )
+    return y.squeeze(-2)
+
+
+def avg_pool1d(
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Ints = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor:
+    """Mean of each window, over its size or its unpadded size. Input (N, C, L) or (C, L)."""
+    kernel = spread(kernel_size, 1, "avg_pool1d", "kernel_size", minimum=1)
+    y = avg_pool2d(
+        _row("avg_pool1d", input),
+        (1, *kernel),
+        _beside(stride, 1, "avg_pool1d", "stride", kernel),
+        (0, *spread(padding, 1, "avg_pool1d", "padding", minimum=0)),
+        ceil_mode,
+        count_include_pad,
+    )
+    return y.squeeze(-2)
+
+
+def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:
+    """Means of windows that divide the length into ``output_size``."""
+    count = output_size[0] if isinstance(output_size, Sequence) else output_size
+    return adaptive_avg_pool2d(_row("adaptive_avg_pool1d", input), (1, count)).squeeze(-2)
+
+
+def adaptive_max_pool1d(input: Tensor, output_size: Any, return_indices: bool = False) -> Tensor:
+    """Maxima of windows that divide the length into ``output_size``."""
+    if return_indices:
+        raise unsupported("adaptive_max_pool1d", "return_indices=True", "use the maxima alone")
+    count = output_size[0] if isinstance(output_size, Sequence) else output_size
+    return adaptive_max_pool2d(_row("adaptive_max_pool1d", input), (1, count)).squeeze(-2)
+
+
+def _row(name: str, input: Tensor) -> Tensor:
+    """(N, C, L) as images of one row."""
+    need_tensor(name, "input", 1, input)
+    if input.ndim not in (2, 3):
+        raise ShapeError(f"{name}(): Expected 2D or 3D input, but got size {sizes(input.shape)}")
+    return input.unsqueeze(-2)
+
+
+def _beside(
+    value: Ints | None, first: int, name: str, argument: str, default: tuple[int, ...]
+) -> tuple[int, ...]:
+    if value is None or (isinstance(value, Sequence) and not value):
+        return (first, *default)
+    return (first, *spread(value, 1, name, argument, minimum=1))
 
 
 def _windows(
