@@ -34,7 +34,7 @@ from netwright.ir.report import flops
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from environment import environment
-from peers_report import geometric_mean, markdown, plot
+from peers_report import geometric_mean, markdown, peak_share, plot
 from rows import Rows, label, load, measure_row
 from training import Ours, Source, Start, Task, judge_of, start_of, training_of
 
@@ -195,6 +195,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
     for row in judged:
         lines.append(
             _target(label(row["model"], row["batch"]), row["ratio"], row["target"])
+            + (_limit(row) if row["ratio"] < row["target"] else "")
             + (f" ({row['note']})" if row["note"] else "")
         )
     if judged:
@@ -207,6 +208,12 @@ def summary(rows: list[dict[str, Any]]) -> str:
 def _target(what: str, ratio: float, target: float) -> str:
     mark = "reached" if ratio >= target else "MISSED"
     return f"- {what}: {ratio:.2f}x of the fastest peer, target {target:g}x {mark}"
+
+
+def _limit(row: dict[str, Any]) -> str:
+    """What the ratio of a row would be if the step were nothing but its products and convolutions,
+    by the direct algorithm and at the FMA peak."""
+    return f"; its products alone, at the FMA peak, {row['ratio'] / peak_share(row):.2f}x"
 
 
 def parse_peers(text: str) -> list[str]:

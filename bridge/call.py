@@ -54,8 +54,11 @@ class Call:
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, (Tensor, np.ndarray))
+    """Also arrays of other libraries, PyTorch's tensors for one; numpy's scalars are numbers."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return True
+    return hasattr(value, "__array__") and not isinstance(value, (np.generic, type))
 
 
 def _as_tensor(value: Any) -> Tensor:
-    return value if isinstance(value, Tensor) else dispatch.as_operand(value)
+    return value if isinstance(value, Tensor) else dispatch.as_operand(np.asarray(value))

@@ -84,6 +84,11 @@ def compile(
     """
     if not isinstance(model, Module):
         raise TypeError(f"compile(): expected an nn.Module, got {_instead_of_a_module(model)}")
+    if passes is not None and not isinstance(passes, Mapping):
+        raise TypeError(
+            "compile(): passes must be a dict of names and switches, such as "
+            f'{{"fuse_conv_bn_relu": False}}; got {type(passes).__name__}'
+        )
     if isinstance(model, CompiledModule):
         model = model._model
     blocks = _modules(model, checkpoint)

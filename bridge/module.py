@@ -65,12 +65,12 @@ class CompiledModule(Inspection, Module):
     def __getitem__(self, index: Any) -> Any:
         return self._model[index]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # A copy, also by pickle, is of the model; it compiles its own programs when it needs them.
-        return CompiledModule, (self._model, self._options)
-
     def __repr__(self) -> str:
         return f"Compiled({self._model!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are made of the model and the options; they compile for themselves."""
+        return type(self), (self._model, self._options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # The model's hooks are part of the traced program; Module.__call__ would run them again.
@@ -84,20 +84,22 @@ class CompiledModule(Inspection, Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's result, from native code."""
         call = Call(args, kwargs)
-        if dispatch.tracer is not None or settings.disabled():
+        if dispatch.current.tracer is not None or settings.disabled():
             return self._model(*call.args, **call.kwargs)
         variant, wanted = self._choose(call)
         if isinstance(variant, TrainingVariant):
             # Forward that keeps what backward needs.
-            function, arrays = run_training(variant, variant.batch(call.leaves), call, wanted)
-            return variant.assemble(_recorded(function, arrays))
+            n = variant.batch(call.leaves)
+            function, arrays = run_training(variant, n, call, wanted)
+            return variant.assemble(_recorded(function, arrays), n)
+        n = variant.batch(call.leaves)
         arrays = variant.run(call.leaves)
         variant.state.committed()
         if not wanted:
             self._look_for_shortcut(variant, call)
-            return variant.assemble({k: dispatch.wrap(a) for k, a in arrays.items()})
+            return variant.assemble({k: dispatch.wrap(a) for k, a in arrays.items()}, n)
         lazy = LazyBackward(self._later_training_variant(call, wanted), call, wanted)
-        return variant.assemble(_recorded(lazy, arrays))
+        return variant.assemble(_recorded(lazy, arrays), n)
 
     def compile_for(self, *args: Any, **kwargs: Any) -> None:
         """Compiles what a call with these arguments would run now, and runs nothing; ``memory(n)``,
@@ -123,7 +125,7 @@ class CompiledModule(Inspection, Module):
             def run() -> None:
                 call = Call(args, kwargs)
                 arrays = self._choose(call)[0].run(call.leaves)
-                variant.assemble({k: dispatch.wrap(a) for k, a in arrays.items()})
+                variant.assemble({k: dispatch.wrap(a) for k, a in arrays.items()}, n)
 
             return measure(variant.made, {"optimized": variant.mode}, run, n, variant.mode, seconds)
         training = variant
@@ -148,10 +150,11 @@ class CompiledModule(Inspection, Module):
         """The program for a call in the modes of now, and what needs a gradient."""
         if not call.leaves:
             given = [*call.args, *call.kwargs.values()]
-            kinds = [f"{type(a).__module__}.{type(a).__name__}" for a in given]
+            kinds = ", ".join(type(a).__name__ for a in given) or "nothing"
             raise TypeError(
                 f"{type(self._model).__name__}: a compiled model needs at least one netwright "
-                f"tensor or numpy array as an argument, got {', '.join(kinds) or 'none'}"
+                f"tensor or numpy array as an argument, got {kinds}; make one with "
+                "nw.tensor(...)"
             )
         wanted = self._wanted(call) if grad_mode.is_grad_enabled() else {}
         if wanted and self._model.training:
@@ -171,9 +174,7 @@ class CompiledModule(Inspection, Module):
         build = partial(_compile_training, needs=needs)
         return self._variant("train", needs, call, build, TrainingVariant)
 
-    def _later_training_variant(
-        self, call: Call, wanted: Wanted
-    ) -> Callable[[], TrainingVariant]:
+    def _later_training_variant(self, call: Call, wanted: Wanted) -> Callable[[], TrainingVariant]:
         """The training variant for the modes of now, to be made when backward runs."""
         modes = self._fingerprint.modes
 
@@ -194,11 +195,11 @@ class CompiledModule(Inspection, Module):
         """The compilation for this call, made if it is new."""
         fingerprint = self._fingerprint.value
         general = (mode, fingerprint, detail, call.key(not self._options.dynamic))
-        variant = find(self._variants, general, call)
+        variant = find(self._variants, general, call, self._warned)
         if variant is not None:
             return variant
         with self._compile_lock:
-            variant = find(self._variants, general, call)
+            variant = find(self._variants, general, call, self._warned)
             if variant is None:
                 name = type(self._model).__name__
                 made = compiler.capture(
@@ -237,9 +238,7 @@ def _compile_inference(made: Compilation, options: Options) -> None:
     compiler.compile_inference(made, options)
 
 
-def _compile_training(
-    made: Compilation, options: Options, needs: tuple[str | int, ...]
-) -> None:
+def _compile_training(made: Compilation, options: Options, needs: tuple[str | int, ...]) -> None:
     wrt = {made.traced.inputs[k] if isinstance(k, int) else k for k in needs}
     compiler.compile_training(made, wrt, options)
 

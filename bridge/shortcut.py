@@ -40,7 +40,7 @@ def conditions() -> Callable[[], bool]:
         if (
             structure.count != modules
             or settings.generation != generation
-            or dispatch.tracer is not None
+            or dispatch.current.tracer is not None
         ):
             return False
         now = perf_counter()
@@ -61,11 +61,12 @@ def kinds_of(variant: Variant, call: Call) -> list[tuple[str, tuple[int, ...], n
 
 def shortcut_for(variant: Variant, call: Call, n: int) -> Shortcut | None:
     """The shortcut for calls like ``call``, which ``variant`` has just served; None if there is
-    none: several results, updates of state, random numbers, state that numpy may write to."""
+    none: several results, updates of state, random numbers, state that numpy may write to,
+    constants that somebody may write to."""
     plain = isinstance(variant.traced.result, OutputRef) and len(variant.results) == 1
     if not plain or not variant.repeatable or not call.plain:
         return None
-    if variant.state.sync() is None:
+    if variant.state.sync() is None or variant.traced.captured.alive():
         return None
     ((name, kind),) = variant.results.items()
     shape = tuple([d.coef * n if isinstance(d, Dim) else d for d in kind.shape])

@@ -91,7 +91,7 @@ class StepPrograms(Inspection):
     def _step_variant(self, call: Call, clip: Clip) -> UpdatingVariant:
         """The program for a whole step."""
         general = self._general(("step", self.optimizer.structure(), clip), call)
-        variant: UpdatingVariant | None = find(self._variants, general, call)
+        variant: UpdatingVariant | None = find(self._variants, general, call, self._warned)
         if variant is None:
             with self._compiling():
                 groups = self._trained()
@@ -112,7 +112,7 @@ class StepPrograms(Inspection):
         add = waiting is not None
         mode = ("gradients", add, bucket_bytes, tuple(self._parameter_groups()))
         general = self._general(mode, call)
-        variant: GradientVariant | None = find(self._variants, general, call)
+        variant: GradientVariant | None = find(self._variants, general, call, self._warned)
         if variant is None:
             with self._compiling():
                 groups = self._trained()
@@ -164,7 +164,7 @@ class StepPrograms(Inspection):
         if settings.disabled():
             return program(*call.args)
         general = self._general("eval", call)
-        variant: Variant | None = find(self._variants, general, call)
+        variant: Variant | None = find(self._variants, general, call, self._warned)
         if variant is None:
             with self._compiling():
                 made = self._captured(program, call, "evaluation")

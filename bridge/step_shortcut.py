@@ -119,8 +119,9 @@ def step_shortcut_for(
     variant: UpdatingVariant, call: Call, optimizer: Optimizer, clip: Clip
 ) -> StepShortcut | None:
     """The shortcut for steps like that which ``variant`` has just done; None if there is none:
-    arguments in nests or by keyword, operators that run through numpy."""
-    if not call.plain:
+    arguments in nests or by keyword, operators that run through numpy, constants that somebody may
+    write to."""
+    if not call.plain or variant.traced.captured.alive():
         return None
     made = StepShortcut(variant, call, variant.batch(call.leaves), optimizer, clip)
     return made if made.possible else None

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from .. import compiler
 from ..compiler import Compilation
-from ..errors import DTypeError, ShapeError
+from ..errors import DTypeError, LintWarning, ShapeError
 from ..frontend import tree
 from ..frontend.changes import writes
 from ..frontend.random import default_generator
@@ -39,22 +40,28 @@ class State:
     def sync(self) -> object:
         """Binds arrays that were exchanged; the state's version, None if it cannot be known.
 
-        DTypeError or ShapeError if an array is not what the native code expects."""
-        changed = {}
-        for i, tensor in enumerate(self.tensors):
-            array = tensor._array
-            if array is not self._arrays[i]:
-                _check_kind(self.paths[i], array, self._kinds[i])
-                if not array.flags.c_contiguous or not array.flags.aligned:
-                    array = tensor._array = np.require(array, requirements=["C", "A", "W", "O"])
-                changed[i] = array
-        if changed:
-            self.executable.bind({self.paths[i]: array for i, array in changed.items()})
-            for i, array in changed.items():
-                self._arrays[i] = array
+        DTypeError or ShapeError if an array is not what the native code expects.
+        """
+        if not self.bound():
+            self._bind()
         if any(t._storage.exported for t in self.tensors):
             return None
         return tuple([t._storage.version for t in self.tensors])
+
+    def _bind(self) -> None:
+        changed = {}
+        with self.executable.lock:  # another thread that runs meanwhile waits for all of it
+            for i, tensor in enumerate(self.tensors):
+                array = tensor._array
+                if array is not self._arrays[i]:
+                    _check_kind(self.paths[i], array, self._kinds[i])
+                    if not array.flags.c_contiguous or not array.flags.aligned:
+                        array = np.require(array, requirements=["C", "A", "W", "O"])
+                        tensor._array = array
+                    changed[i] = array
+            self.executable.bind({self.paths[i]: array for i, array in changed.items()})
+            for i, array in changed.items():
+                self._arrays[i] = array
 
     def bound(self) -> bool:
         """Whether every tensor still has the array that the executable reads and writes."""
@@ -76,12 +83,29 @@ class State:
             writes.bump()
 
 
-def find(variants: dict[Any, Any], general: Any, call: Call) -> Any:
-    """The program for a call: that for every batch size, else that for these shapes, or None."""
-    found = variants.get(general)
-    if found is not None and not (found.traced.needs_many and call.batch == 1):
+def find(variants: dict[Any, Any], general: Any, call: Call, warned: set[str]) -> Any:
+    """The program for a call: that for every batch size, else that for these shapes, or None.
+
+    A program is dropped, with a warning (T003), if a tensor that it has as a constant was changed.
+    """
+    key = general
+    found = variants.get(key)
+    if found is None or (found.traced.needs_many and call.batch == 1):
+        key = (general, call.shapes())
+        found = variants.get(key)
+    if found is None:
+        return None
+    place = found.traced.captured.changed()
+    if place is None:
         return found
-    return variants.get((general, call.shapes()))
+    variants.pop(key, None)
+    text = (
+        f"a tensor that is used in {place} was changed since the program was compiled; it belongs "
+        "to no module, so it is a constant of the program, which is compiled anew. What changes "
+        "belongs into a buffer (register_buffer) or an argument"
+    )
+    compiler.warn([LintWarning("T003", text)], warned)
+    return None
 
 
 def keep(variants: dict[Any, Any], general: Any, call: Call, variant: Variant) -> None:
@@ -163,13 +187,15 @@ class Variant:
         self.executable.run(n, inputs, results, version, ready)
         return results
 
-    def assemble(self, tensors: dict[str, Tensor]) -> Any:
-        """The results in the nest that the program returned."""
+    def assemble(self, tensors: dict[str, Tensor], n: int) -> Any:
+        """The results in the nest that the program returned, at batch size ``n``."""
         result = self.traced.result
         if isinstance(result, OutputRef):
             return tensors[result]
         return tree.map_leaves(
-            result, lambda v: isinstance(v, OutputRef), lambda ref: tensors[ref]
+            result,
+            lambda v: isinstance(v, (OutputRef, Dim)),
+            lambda v: tensors[v] if isinstance(v, OutputRef) else v.coef * n,
         )
 
 

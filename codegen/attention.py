@@ -26,12 +26,12 @@ from .attention_heads import (
     row_pitch,
 )
 from .attention_scores import ScoreEpilogue, softmax_function
-from .brgemm import register_rows
 from .kernel import Kernel, TaskCount, assembled, kernel_params, symbol_for, traffic
 from .packing import choose_panel
 from .sizes import Size, least, minus, plus, times, unravel
 from .target import Target
 from .text import Function
+from .tile import register_rows
 
 # A block of query rows has at least this many tiles, so that panels are not read for a few rows.
 _FEWEST_TILES = 2

@@ -31,12 +31,12 @@ from .attention_heads import (
     row_pitch,
 )
 from .attention_scores import ScoreEpilogue, grad_function
-from .brgemm import register_rows
 from .kernel import Kernel, TaskCount, assembled, kernel_params, symbol_for, traffic
 from .packing import choose_panel
 from .sizes import Size, least, minus, plus, times, unravel
 from .target import Target
 from .text import Function
+from .tile import register_rows
 
 # Query rows of a block, at most: a panel of two vectors of so many rows of G fits the first level
 # cache, and sums of so many products need no further blocks.

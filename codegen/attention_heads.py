@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 
 from ..ir.types import DType, Extent, TensorType
 from .attention_scores import ScoreEpilogue
-from .brgemm import LONGEST_SUM, Epilogue, MicroKernels, Reduction, Tile, halving_rows
+from .brgemm import Epilogue, MicroKernels
 from .emitter import memory_type
 from .epilogue import TileEpilogue
 from .packing import PanelSource, pack_function
 from .sizes import Size, least, minus, plus, times
 from .target import LINE, Target
 from .text import Function
+from .tile import LONGEST_SUM, Reduction, Tile, halving_rows
 
 # Keys whose products with the weights are summed in one go; more are summed block by block.
 _BLOCK = 256

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 
 from ..ir.types import DType
-from .brgemm import Tile
 from .emitter import Lane, VectorEmitter, memory_type
 from .loops import Lanes, Position, Row, add_all, fold, longest_straight, sums
 from .sizes import plus
 from .text import Function
+from .tile import Tile
 
 
 @dataclass(frozen=True)

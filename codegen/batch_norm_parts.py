@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import UnsupportedError
 from ..ir.graph import Graph, Node, Value
-from ..ir.types import Dim, DType, Extent, TensorType, float32, float64, numel
+from ..ir.types import Dim, DType, Extent, TensorType, fixed, float32, float64, numel
 from .body import PASSED_THROUGH, lower_nodes, split_by_motion
 from .emitter import Lane, VectorEmitter, memory_type
 from .kernel import Kernel, TaskCount
@@ -88,7 +88,7 @@ class _Sums:
     def __init__(self, w: KernelWriter, body: Graph, sums: Node, x: TensorType) -> None:
         self.w, self.fn, self.body, self.sums = w, w.fn, body, sums
         self.dtype: DType = x.dtype
-        self.channels: int = x.shape[-1]  # type: ignore[assignment]
+        self.channels = fixed(x.shape[-1])
         self.rows: Extent = numel(x.shape[:-1])
         self.parts: int = sums.attrs["parts"]
         self.e = w.emitter(x.dtype, self.channels)
@@ -306,7 +306,7 @@ class _Statistics:
     def __init__(self, w: KernelWriter, dtype: DType, channels: int) -> None:
         self.w, self.fn, self.dtype, self.channels = w, w.fn, dtype, channels
         self.e = w.emitter(dtype, channels)
-        self.parts = int(w.inputs[0].shape[0])  # type: ignore[arg-type]
+        self.parts = fixed(w.inputs[0].shape[0])
         self.rows = w.size(w.node.attrs["rows"])
         self.per = _per_part(w.fn, self.rows, self.parts)
         self.used = quotient(w.fn, plus(w.fn, self.rows, minus(w.fn, self.per, 1)), self.per)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ..ir.types import Dim
-from .brgemm import register_rows
 from .epilogue import TileEpilogue
 from .image import Convolution, PaddedCopy, even_chunks
 from .sharing import Cost
 from .target import Target
+from .tile import register_rows
 
 # Images are cut into blocks of rows until one image has this many independent parts.
 _PARTS = 8

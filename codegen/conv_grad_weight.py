@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..ir.graph import Graph, Node
-from ..ir.types import TensorType, numel
+from ..ir.types import TensorType, is_fixed, numel
 from .conv_grad_weight_parts import PartsWriter
 from .depthwise_grad_weight import depthwise_grad_weight
 from .epilogue import TileEpilogue
@@ -53,10 +53,10 @@ def emit_conv_grad_weight(node: Node, graph: Graph, target: Target) -> Kernel | 
 
 
 def _spec(attrs: Mapping[str, Any], g: TensorType, x: TensorType) -> WeightGradient | None:
-    fixed = (*g.shape[1:], *x.shape[1:])
-    if not all(isinstance(d, int) for d in fixed) or not g.dtype.is_float:
+    sizes = (*g.shape[1:], *x.shape[1:])
+    if not is_fixed(sizes) or not g.dtype.is_float:
         return None
-    oh, ow, outputs, height, width, inputs = (int(d) for d in fixed)  # type: ignore[arg-type]
+    oh, ow, outputs, height, width, inputs = sizes
     axes = [
         forward_axis(
             (height, width)[i],

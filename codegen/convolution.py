@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 from ..ir.graph import Graph, Node
 from ..ir.ops.packing import packed_conv_size
-from ..ir.types import TensorType, numel, shape_at
-from .brgemm import MicroKernels, Reduction, Tile
+from ..ir.types import TensorType, fixed, is_fixed, numel, shape_at
+from .brgemm import MicroKernels
 from .contraction import Contraction, contraction_of
 from .conv_blocking import Blocking
 from .conv_grad_weight import emit_conv_grad_weight
@@ -31,18 +31,19 @@ from .image import (
 )
 from .kernel import (
     MAX_CUTS,
-    MAX_TASKS,
     Kernel,
     TaskCount,
     assembled,
     kernel_params,
     symbol_for,
+    tasks_for,
     traffic,
 )
 from .packing import PanelSource, choose_panel, conv_source, pack_function
 from .sizes import Size, extent, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
+from .tile import Reduction, Tile
 from .winograd import winograd_kernel
 
 _OPERATORS = (
@@ -96,7 +97,7 @@ def convolution_of(found: Contraction, target: Target) -> Convolution | None:
         return None
     if found.op == "conv2d_winograd":
         attrs = {**_PLAIN, **attrs}
-    if not all(isinstance(d, int) for d in (*x.shape[1:], *w.shape, *found.result.shape[1:])):
+    if not is_fixed((*x.shape[1:], *w.shape, *found.result.shape[1:])):
         return None
     groups = attrs["groups"]
     kernel = attrs["kernel_size"] if packed else shape_at(w.shape[2:], 1)
@@ -121,7 +122,7 @@ def convolution_of(found: Contraction, target: Target) -> Convolution | None:
     return Convolution(
         x.dtype, x.shape[0], axes[0], axes[1], (result[0], result[1]), inputs, outputs, groups,
         (kernel[0], kernel[1]), panel, gradient, None if packed else w, work * 2,
-        int(x.pitch), int(found.pitch),  # type: ignore[arg-type]
+        fixed(x.pitch), fixed(found.pitch),
     )  # fmt: skip
 
 
@@ -191,7 +192,7 @@ class _Writer:
         blocks = -(-spec.rows.count // self.cut.block_rows)
         batch = extent(f, spec.batch)
         work = times(f, batch, blocks * parts)
-        tasks = max(1, min(MAX_TASKS, work)) if isinstance(work, int) else MAX_TASKS
+        tasks = tasks_for(work)
         first = quotient(f, times(f, work, "%begin"), tasks)
         stop = quotient(f, times(f, work, "%end"), tasks)
         weights = self._prepare(first, stop)
@@ -293,8 +294,22 @@ class _Writer:
         for width, condition in widths.items():
             with f.when(condition):
                 for rows in spec.rows.phases:
-                    for columns in spec.columns.phases:
+                    for columns in self._column_phases(rows):
                         self._phase(image, block, a, b, column, width, rows, columns)
+
+    def _column_phases(self, rows: Phase) -> list[tuple[Phase, ...]]:
+        """The phases of the columns in rows of one phase, grouped by what is done line by line.
+
+        Pixels that no tap reaches are stored beside those that they lie between, and a line without
+        any other in one run: half-lines here and there are slow to write, and to read for an
+        epilogue.
+        """
+        columns = self.spec.columns.phases
+        reached = [phase for phase in columns if phase.taps]
+        if not rows.taps or not reached:
+            return [(Phase(0, 1, self.spec.size[1], 0, 0, 0),)]
+        rest = [phase for phase in columns if not phase.taps]
+        return [(reached[0], *rest), *((phase,) for phase in reached[1:])]
 
     def _phase(
         self,
@@ -305,13 +320,14 @@ class _Writer:
         column: Size,
         width: int,
         rows: Phase,
-        columns: Phase,
+        columns: tuple[Phase, ...],
     ) -> None:
-        """The outputs of one phase on each axis."""
+        """The outputs of one phase of the rows and one of the columns, and of those columns' phases
+        that no tap reaches."""
         f, spec = self.f, self.spec
-        taps = columns.first_tap + rows.first_tap * spec.kernel[1]
+        taps = columns[0].first_tap + rows.first_tap * spec.kernel[1]
         b = f.element(b, self.scalar, taps * self.group_inputs * spec.panel)
-        a = f.element(a, self.scalar, rows.at * self.cut.pitch + columns.at * self.cut.pixel)
+        a = f.element(a, self.scalar, rows.at * self.cut.pitch + columns[0].at * self.cut.pixel)
         start = times(f, block, self.cut.block_rows)
         count = least(f, minus(f, rows.count, start), self.cut.block_rows)
         outputs = _Block(image, start, count, column, width)
@@ -338,21 +354,23 @@ class _Writer:
         a: str,
         b: str,
         rows: Phase,
-        columns: Phase,
+        columns: tuple[Phase, ...],
         epilogue: TileEpilogue,
         keep: str = ALL_ONES,
     ) -> None:
-        """All outputs of one phase in a block."""
+        """All outputs of these phases in a block."""
         f = self.f
-        vectors = -(-block.width // self.lanes)
-        tiles = runs(self._heights(columns, self.cut.tallest[vectors]))
+        tallest = self.cut.tallest[-(-block.width // self.lanes)]
         with f.loop(block.count, step=self.cut.lines) as loop:
             line = f.element(a, self.scalar, times(f, loop.index, rows.advance * self.cut.pitch))
             y = plus(f, times(f, plus(f, block.start, loop.index), rows.step), rows.first)
             y = quotient(f, y, self.cut.window[0])
             y = plus(f, times(f, block.image, self.cut.stored[0]), y)
-            row = plus(f, times(f, y, self.cut.stored[1]), columns.first)
-            self._tiles(line, b, row, block, tiles, rows, columns, epilogue, keep)
+            row = times(f, y, self.cut.stored[1])
+            for phase in columns:
+                tiles = runs(self._heights(phase, tallest))
+                at = plus(f, row, phase.first)
+                self._tiles(line, b, at, block, tiles, rows, phase, epilogue, keep)
 
     def _heights(self, columns: Phase, tallest: int) -> list[int]:
         """Outputs per tile of ``cut.lines`` rows: pixels or, if they are pooled, windows."""

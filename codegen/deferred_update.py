@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .brgemm import Tile
 from .emitter import Lane, VectorEmitter, memory_type
 from .epilogue import TileEpilogue, load, offset, only_if
 from .sizes import Size, times
 from .target import LINE
 from .text import Function
+from .tile import Tile
 
 
 @dataclass(frozen=True)

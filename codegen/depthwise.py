@@ -15,23 +15,23 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import groupby
 
-from .brgemm import Tile
 from .contraction import Contraction
 from .emitter import Lane, VectorEmitter, scalar_type
 from .image import Convolution, Phase, even_chunks
 from .kernel import (
     MAX_CUTS,
-    MAX_TASKS,
     Kernel,
     TaskCount,
     assembled,
     kernel_params,
     symbol_for,
+    tasks_for,
 )
 from .packing import conv_source, pack_function
 from .sizes import Size, extent, plus, quotient, remainder, times
 from .target import LINE, Target
 from .text import Function
+from .tile import Tile
 
 # Outputs of a tile: enough sums to hide the latency of multiply-add.
 _OUTPUTS = 8
@@ -92,7 +92,7 @@ class _Writer:
     def kernel(self) -> Kernel:
         f, spec = self.f, self.spec
         work = times(f, extent(f, spec.batch), spec.rows.count)
-        tasks = max(1, min(MAX_TASKS, work)) if isinstance(work, int) else MAX_TASKS
+        tasks = tasks_for(work)
         first = quotient(f, times(f, work, "%begin"), tasks)
         stop = quotient(f, times(f, work, "%end"), tasks)
         zero_bytes = 0 if spec.rows.plain else self.line * spec.dtype.itemsize

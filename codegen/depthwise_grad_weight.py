@@ -6,13 +6,13 @@ some vectors of channels and goes over all images, block by block of rows.
 
 from __future__ import annotations
 
-from .brgemm import tail_mask
 from .emitter import Lane, VectorEmitter
 from .image import PaddedCopy, WeightGradient
 from .kernel import Kernel, TaskCount, assembled, kernel_params, symbol_for
 from .sizes import Size, extent, least, minus, plus, times
 from .target import Target
 from .text import Function
+from .tile import tail_mask
 
 # Pixels per block of partial sums.
 _PIXELS = 192

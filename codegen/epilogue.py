@@ -14,11 +14,11 @@ from typing import Any
 from ..ir.graph import Node, Value
 from ..ir.types import DType, int64
 from .body import lower_node
-from .brgemm import Tile
 from .emitter import Lane, VectorEmitter, memory_type
 from .sizes import Size
 from .target import LINE
 from .text import Function
+from .tile import Tile
 from .window_pool import WindowPool
 
 # Rough instruction counts of elementwise operators; one that is not here costs one.

@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..ir.types import Dim
-from .brgemm import MicroKernels, Tile
+from ..ir.types import Dim, fixed
+from .brgemm import MicroKernels
 from .epilogue import TileEpilogue
 from .gemm_blocking import Gemm
 from .sizes import Size, least, minus, plus, quotient, times
 from .target import Target
 from .text import Function
+from .tile import Tile
 
 MOST_ROWS = 2
 
@@ -65,7 +66,7 @@ class FewRows:
         self.whole = spec.n // spec.panel
         self.rest = spec.n - self.whole * spec.panel
         self.narrow = -(-self.rest // self.lanes)
-        self.depth = int(spec.k) * spec.panel  # type: ignore[arg-type]
+        self.depth = fixed(spec.k) * spec.panel
         panel_bytes = spec.panel * spec.dtype.itemsize
         self.at_a_time = max(1, min(self.whole, _SUM_BYTES // panel_bytes))
 

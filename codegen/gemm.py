@@ -1,4 +1,7 @@
-"""Matrix products of any size on top of the micro-kernel: blocking, packing, work division.
+"""Matrix products of any size on top of the micro-kernel: the loops around it.
+
+``gemm_blocking.py`` decides how a product is cut, ``gemm_operands.py`` knows where A and B are,
+``gemm_work.py`` where a range of the work begins.
 
 The work is a line of units: a unit is a tile's height of rows by one panel of columns. Units are
 ordered by product of the batch, block of rows (as many as keep A in the second level cache), panel,
@@ -11,19 +14,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..ir.types import Extent, numel
+from ..ir.types import fixed, numel
 from . import few_rows
-from .brgemm import Epilogue, MicroKernels, Reduction, Tile, halving_rows
+from .brgemm import Epilogue, MicroKernels
 from .chunks import MAX_CUTS
+from .emitter import scalar_type
 from .epilogue import ALL_ONES, TileEpilogue
 from .few_rows import FewRows
 from .gemm_blocking import Blocking, Gemm
-from .gemm_work import Chunk, Following, Line, Run
-from .kernel import MAX_TASKS, Kernel, TaskCount, assembled, kernel_params, symbol_for
-from .packing import PanelSource, pack_function
+from .gemm_operands import Operands
+from .gemm_work import Chunk, Following, Line, Run, unit_at
+from .kernel import Kernel, TaskCount, assembled, kernel_params, symbol_for, tasks_for
 from .sizes import Size, extent, greatest, least, minus, plus, quotient, remainder, times
 from .target import LINE, Target
 from .text import Function
+from .tile import Reduction, Tile, halving_rows
 
 
 def gemm_kernel(
@@ -70,16 +75,16 @@ class GemmWriter:
         target: Target,
     ) -> None:
         self.spec, self.epilogue, self.target = spec, epilogue, target
-        self.a, self.b = pointers
+        self.pointers = pointers
         shape = (spec, epilogue.key, pointers, inputs, target)
         self.symbol = symbol_for(prefix, *shape)
         self.f = Function(self.symbol, kernel_params(len(epilogue.outputs), inputs))
         self.micro = MicroKernels(f"{self.symbol}_tile")
         self.lanes = target.lanes(spec.dtype)
-        self.scalar = "float" if spec.dtype.itemsize == 4 else "double"
-        self.packs: list[Function] = []
+        self.scalar = scalar_type(spec.dtype)
         self.helpers: list[Function] = []
         self.blocking = Blocking(spec, target)
+        self.operands = Operands(self.f, self.blocking, pointers)
         self.scratch = self.blocking.scratch
         self.sums_at = -(-self.scratch // LINE) * LINE
 
@@ -93,10 +98,10 @@ class GemmWriter:
             batch = times(f, batch, extent(f, d))
         units = quotient(f, plus(f, m, self.blocking.unit - 1), self.blocking.unit)
         work = times(f, batch, times(f, units, spec.panels))
-        tasks = self._tasks(work)
-        cost = times(f, batch, times(f, units, self._row_cost()))
+        tasks = tasks_for(work)
+        cost = times(f, batch, times(f, units, self.blocking.row_cost))
         first, stop = (
-            self._unit_at(quotient(f, times(f, cost, place), tasks), units)
+            unit_at(f, self.blocking, quotient(f, times(f, cost, place), tasks), units)
             for place in ("%begin", "%end")
         )
         if few_rows.serves(spec):
@@ -106,7 +111,7 @@ class GemmWriter:
             stop = f.emit(f"select i1 {few}, i64 {first}, i64 {stop}")
         line = Line(first, stop, units, m, k)
         self._work(line)
-        functions = [*self.packs, *self.helpers, *self.micro.functions, f]
+        functions = [*self.operands.packs, *self.helpers, *self.micro.functions, f]
         return assembled(
             functions,
             TaskCount(tasks),
@@ -123,7 +128,7 @@ class GemmWriter:
             return self._tile(1, vectors, width)
 
         FewRows(
-            self.f, self.spec, self.target, (self.a, self.b), self.epilogue, self.micro, tile,
+            self.f, self.spec, self.target, self.pointers, self.epilogue, self.micro, tile,
             self._private,
         ).emit(rows, tasks)  # fmt: skip
 
@@ -134,39 +139,6 @@ class GemmWriter:
             self._units(line, 0, spec.k, [(self.epilogue, "true")])
         else:
             self._blocks(line)
-
-    def _vectors(self) -> tuple[int, int]:
-        """Vectors per row of a panel, and of the last one."""
-        spec = self.spec
-        last = spec.n - (spec.panels - 1) * spec.panel
-        return spec.panel // self.lanes, -(-last // self.lanes)
-
-    def _row_cost(self) -> int:
-        """Vectors per row: what a unit of rows costs over all panels."""
-        wide, last = self._vectors()
-        return (self.spec.panels - 1) * wide + last
-
-    def _unit_at(self, cost: Size, units: Size) -> Size:
-        """The unit up to which the line costs ``cost``, so that ranges of tasks cost the same:
-        the units of a narrow last panel cost less than the others."""
-        f, panels = self.f, self.spec.panels
-        wide, last = self._vectors()
-        if wide == last or panels == 1:
-            return quotient(f, cost, last)
-        per_row = self._row_cost()
-        per_item = greatest(f, times(f, units, per_row), 1)  # without rows there is no cost either
-        item, left = quotient(f, cost, per_item), remainder(f, cost, per_item)
-        block = quotient(f, left, self.blocking.row_block * per_row)
-        top = times(f, block, self.blocking.row_block)
-        inside = minus(f, left, times(f, top, per_row))
-        height = least(f, minus(f, units, top), self.blocking.row_block)
-        of_wide = times(f, height, panels - 1)
-        narrow = minus(f, inside, times(f, of_wide, wide))
-        # Before the last panel ``narrow`` is negative, and the second term 0.
-        narrow = greatest(f, narrow, 0)
-        found = plus(f, least(f, quotient(f, inside, wide), of_wide), quotient(f, narrow, last))
-        start = plus(f, times(f, item, units), top)
-        return plus(f, times(f, start, panels), found)
 
     def _blocks(self, line: Line) -> None:
         """All units for one block of the reduction after the other."""
@@ -209,8 +181,8 @@ class GemmWriter:
             f.emit(f"add nsw i64 {size}, 0", chunk)
             top = times(f, first_unit, self.blocking.unit)
             rows = least(f, minus(f, line.m, top), times(f, height, self.blocking.unit))
-            a = self._block_of_a(item, line, top, rows, k, count)
-            b = f.element(self.b, self.scalar, self._offsets(item, line)[1])
+            a = self.operands.block_of_a(item, line, top, rows, k, count)
+            b = self.operands.matrix_of_b(item, line)
             base = plus(f, times(f, item, line.m), top)
             end_of_chunk = plus(f, at, chunk)
             here = Chunk(item, line, top, rows, quotient(f, at, height))
@@ -238,11 +210,8 @@ class GemmWriter:
         epilogues: Sequence[tuple[Epilogue, str]],
     ) -> None:
         """A run of units of one panel; what follows it in the chunk is ``following``."""
-        later = self._later(run.b, k, chunk.first, following)
+        later = self.operands.later(run.b, k, chunk.first, following)
         self._run(replace(run, later=later), k, count, epilogues)
-
-    def _tasks(self, work: Size) -> int:
-        return max(1, min(MAX_TASKS, work)) if isinstance(work, int) else MAX_TASKS
 
     def _run(
         self,
@@ -268,106 +237,7 @@ class GemmWriter:
                 with f.when(both):
                     self._rows(run, k, count, width, epilogue, keep)
 
-    def _block_of_a(
-        self, item: Size, line: Line, top: Size, rows: Size, k: Size, count: Size
-    ) -> str:
-        """The address of row ``top`` of A from step k on, or of a copy with short steps."""
-        f, spec = self.f, self.spec
-        at = plus(f, times(f, top, spec.a_row), times(f, k, spec.a_k))
-        at = plus(f, self._offsets(item, line)[0], at)
-        source = f.element(self.a, self.scalar, at)
-        if not self.blocking.a_pitch:
-            return source
-        copy = f.element("%scratch", "i8", self.blocking.copy_at)
-        # Whatever is a row in memory (a row or a column of A) is copied as one.
-        lines, length, step = rows, count, spec.a_row
-        if spec.a_k != 1:
-            lines, length, step = count, rows, spec.a_k
-        size = times(f, length, spec.dtype.itemsize)
-        with f.loop(lines) as loop:
-            into = f.element(copy, self.scalar, times(f, loop.index, self.blocking.a_pitch))
-            here = f.element(source, self.scalar, times(f, loop.index, step))
-            f.call(
-                "void", "llvm.memcpy.p0.p0.i64",
-                ("ptr", into), ("ptr", here), ("i64", str(size)), ("i1", "false"),
-            )  # fmt: skip
-        return copy
-
-    def _offsets(self, item: Size, line: Line) -> tuple[Size, Size]:
-        """Elements of A and B before the matrices of one product of the batch."""
-        f, spec = self.f, self.spec
-        m, k = line.m, line.k
-        offsets: list[Size] = []
-        for shape, size in ((spec.a_batch, times(f, m, k)), (spec.b_batch, times(f, k, spec.n))):
-            if all(d == 1 for d in shape):
-                offsets.append(0)
-            elif shape == spec.batch:
-                offsets.append(times(f, item, size))
-            else:
-                offsets.append(self._broadcast_offset(item, shape, size))
-        return offsets[0], offsets[1]
-
-    def _broadcast_offset(self, item: Size, shape: Sequence[Extent], size: Size) -> Size:
-        f = self.f
-        total: Size = 0
-        for d, full in zip(reversed(shape), reversed(self.spec.batch), strict=True):
-            count = extent(f, full)
-            if d != 1:
-                total = plus(f, total, times(f, remainder(f, item, count), size))
-                size = times(f, size, count)
-            item = quotient(f, item, count)
-        return total
-
     # -- one panel
-
-    def _later(self, b: str, k: Size, first: Size, following: Following) -> str:
-        """The address of what is packed next: the ``following`` panel if there is one, else the
-        ``first`` one for the next block of the reduction. Empty if nothing is asked for ahead.
-
-        Packing waits for memory. The operands of a weight gradient come from there, and each part
-        is packed once; of other products B stays in a cache for many blocks of rows.
-        """
-        f, spec = self.f, self.spec
-        packs = self.blocking.b_mode == "scratch" and spec.b == "rows"
-        if not packs or spec.a_k == 1 or not spec.blocked:
-            return ""
-        more = following.there
-        row = f.emit(f"select i1 {more}, i64 {k}, i64 {plus(f, k, spec.block)}")
-        panel = f.emit(f"select i1 {more}, i64 {following.panel}, i64 {first}")
-        at = plus(f, times(f, row, spec.n), times(f, panel, spec.panel))
-        return f.element(b, self.scalar, at)
-
-    def _ask(self, later: str, number: Size, share: Size, count: Size) -> None:
-        """Asks for the share of tile ``number`` in the rows at ``later``, while tiles compute."""
-        f, spec = self.f, self.spec
-        start = times(f, number, share)
-        stop = least(f, count, plus(f, start, share))
-        with f.loop(stop, start=start) as row:
-            here = f.element(later, self.scalar, times(f, row.index, spec.n))
-            for at in range(0, min(spec.panel, spec.n) * spec.dtype.itemsize, LINE):
-                f.prefetch(f.element(here, "i8", at), level=2)
-
-    def _panel_of_b(self, run: Run, k: Size, count: Size) -> str:
-        """The address of rows [k, k + count) of the panel, in ``self.blocking.b_mode``."""
-        f, spec = self.f, self.spec
-        if self.blocking.b_mode == "packed":
-            depth = spec.k if isinstance(spec.k, int) else 0
-            line = plus(f, times(f, run.panel, depth), k)
-            return f.element(run.b, self.scalar, times(f, line, spec.panel))
-        if self.blocking.b_mode == "direct":
-            at = plus(f, times(f, k, spec.n), times(f, run.panel, spec.panel))
-            return f.element(run.b, self.scalar, at)
-        by_rows = spec.b == "rows"
-        depth = spec.k if isinstance(spec.k, int) else 0
-        steps = (spec.n, 1) if by_rows else (1, depth)
-        source = PanelSource(spec.dtype, spec.n, spec.panel, spec.block, *steps)
-        name = f"{self.symbol}_pack"
-        if not self.packs:
-            self.packs = pack_function(name, source, self.target)
-        matrix = f.element(run.b, self.scalar, times(f, k, spec.n if by_rows else 1))
-        args = f"ptr %scratch, ptr {matrix}, i64 {run.panel}, i64 {count}"
-        f.do(f"call void @{name}({args})")
-        return "%scratch"
 
     def _rows(
         self, run: Run, k: Size, count: Size, width: int, epilogue: Epilogue, keep: str
@@ -381,7 +251,7 @@ class GemmWriter:
         if self._tile_packs(width):
             row, b = self._first_tile(run, heights[0], k, count, width, epilogue, keep)
         else:
-            b = self._panel_of_b(run, k, count)
+            b = self.operands.panel_of_b(run, k, count)
         if run.later:
             tiles = greatest(f, quotient(f, minus(f, run.end, run.row), heights[0]), 1)
             share = quotient(f, plus(f, count, minus(f, tiles, 1)), tiles)
@@ -390,7 +260,7 @@ class GemmWriter:
             with f.loop(minus(f, run.end, height - 1), start=row, step=height) as loop:
                 if run.later:
                     number = quotient(f, minus(f, loop.index, run.row), heights[0])
-                    self._ask(run.later, number, share, count)
+                    self.operands.ask(run.later, number, share, count)
                 a = f.element(run.a, self.scalar, times(f, loop.index, self.blocking.a_row))
                 made, args = self._finish(tile, epilogue, run, row, loop.index, column, keep)
                 self._call(made, epilogue, a, b, args, count)
@@ -429,7 +299,7 @@ class GemmWriter:
             tile, args = self._finish(tile, epilogue, run, run.row, run.row, column, keep)
             self._call(tile, epilogue, a, b, [*args, ("ptr", "%scratch")], count)
         with f.when(f.emit(f"xor i1 {whole}, true")):
-            packed = self._panel_of_b(run, k, count)
+            packed = self.operands.panel_of_b(run, k, count)
         return f.emit(f"select i1 {whole}, i64 {after}, i64 {run.row}"), packed
 
     def _finish(
@@ -492,7 +362,7 @@ class GemmWriter:
 
     def _tile(self, height: int, vectors: int, width: int) -> Tile:
         spec = self.spec
-        trips: int | str = "%count" if spec.blocked else int(spec.k)  # type: ignore[arg-type]
+        trips: int | str = "%count" if spec.blocked else fixed(spec.k)
         return Tile(
             spec.dtype,
             self.lanes,

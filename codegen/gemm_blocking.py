@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from ..ir.types import Dim, DType, Extent
-from .brgemm import register_rows
 from .target import LINE, Target
+from .tile import register_rows
 
 # Reductions longer than this are summed block by block, for the caches and for accuracy.
 LONGEST_REDUCTION = 1024
@@ -16,7 +16,6 @@ _BLOCK = 256
 _ROWS_WORTH_PACKING = 4
 # Units of rows in a block below which it is not made smaller for the sake of threads.
 _UNITS_WORTH_DIVIDING = 32
-"""Bytes of a cache line."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,19 @@ class Blocking:
         self._plan_rows()
         self._plan_b()
         self._plan_a()
+
+    @property
+    def panel_vectors(self) -> tuple[int, int]:
+        """Vectors per row of a panel, and of the last one."""
+        spec, lanes = self.spec, self.target.lanes(self.spec.dtype)
+        last = spec.n - (spec.panels - 1) * spec.panel
+        return spec.panel // lanes, -(-last // lanes)
+
+    @property
+    def row_cost(self) -> int:
+        """Vectors per row: what a unit of rows costs over all panels."""
+        wide, last = self.panel_vectors
+        return (self.spec.panels - 1) * wide + last
 
     def _plan_rows(self) -> None:
         """The height of a unit: the tallest tile, or less so that static extents divide evenly."""

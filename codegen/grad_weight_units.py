@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from .brgemm import register_rows
 from .image import WeightGradient, even_chunks
 from .target import Target
+from .tile import register_rows
 
 # Multiply-adds of all tiles that differ, unrolled four times.
 _TILES = 400

@@ -10,25 +10,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from .brgemm import MicroKernels, Reduction, Tile
+from .brgemm import MicroKernels
 from .chunks import MAX_CUTS
 from .emitter import scalar_type
 from .epilogue import ALL_ONES, TileEpilogue
 from .grad_weight_units import Source, Units, plan_units
 from .image import PaddedCopy, WeightGradient
 from .kernel import (
-    MAX_TASKS,
     Kernel,
     LocalFunctions,
     TaskCount,
     assembled,
     kernel_params,
     symbol_for,
+    tasks_for,
 )
 from .packing import PanelSource, choose_panel, pack_function
 from .sizes import Size, extent, greatest, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
+from .tile import Reduction, Tile
 from .weight_rows import rows_to_weight
 
 # Pixels per block: the gradient of a panel of channels stays in the first level cache. Images that
@@ -125,7 +126,7 @@ class GradWeightWriter:
     def kernel(self) -> Kernel:
         f, spec = self.f, self.spec
         count = self.unit_count
-        tasks = max(1, min(MAX_TASKS, count))
+        tasks = tasks_for(count)
         first = quotient(f, times(f, count, "%begin"), tasks)
         stop = quotient(f, times(f, count, "%end"), tasks)
         with f.when(f.emit(f"icmp slt i64 {first}, {stop}")):

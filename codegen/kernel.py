@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..ir.types import Dim, Extent, TensorType
 from .chunks import MAX_CUTS
+from .sizes import Size
 from .text import Function
 
 
@@ -59,6 +60,12 @@ STATUS_INDEX_OUT_OF_RANGE = 1
 
 # Ranges into which work can be cut; many divisors, so that few threads get equal shares.
 MAX_TASKS = 240
+
+
+def tasks_for(units: Size) -> int:
+    """Into how many tasks so many units of work are cut; many if their number is known to the
+    running kernel only."""
+    return max(1, min(MAX_TASKS, units)) if isinstance(units, int) else MAX_TASKS
 
 
 class LocalFunctions:

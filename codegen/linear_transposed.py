@@ -18,22 +18,23 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..ir.types import DType, Extent, numel
-from .brgemm import MicroKernels, Reduction, Tile, register_rows
+from .brgemm import MicroKernels
 from .emitter import Lane, VectorEmitter, scalar_type
 from .epilogue import TileEpilogue
 from .kernel import (
-    MAX_TASKS,
     Kernel,
     LocalFunctions,
     TaskCount,
     assembled,
     kernel_params,
     symbol_for,
+    tasks_for,
 )
 from .packing import call_pack, transpose
 from .sizes import Size, extent, greatest, least, minus, plus, quotient, times
 from .target import LINE, Target
 from .text import Function
+from .tile import Reduction, Tile, register_rows
 
 STRIP = 16
 """Outputs of a strip: whole registers of every target."""
@@ -151,7 +152,7 @@ class _Writer:
         m = extent(f, spec.rows)
         vectors = quotient(f, plus(f, m, self.lanes - 1), self.lanes)
         work = times(f, vectors, self.strips)
-        tasks = max(1, min(MAX_TASKS, work)) if isinstance(work, int) else MAX_TASKS
+        tasks = tasks_for(work)
         first, stop = (
             self._place(quotient(f, times(f, work, place), tasks), vectors)
             for place in ("%begin", "%end")

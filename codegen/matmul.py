@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..ir.graph import Graph, Node
-from ..ir.types import Dim, DType, TensorType, numel
+from ..ir.types import Dim, DType, TensorType, fixed, numel
 from .contraction import Contraction, contraction_of
 from .gemm import gemm_kernel
 from .gemm_blocking import Gemm, is_one_block
@@ -63,7 +63,7 @@ def _transposed(found: Contraction) -> TransposedLinear | None:
     n, k = w.shape
     if not isinstance(n, int) or not isinstance(k, int) or n < 1:
         return None
-    pitches = int(x.pitch), int(found.pitch)  # type: ignore[arg-type]
+    pitches = fixed(x.pitch), fixed(found.pitch)
     return TransposedLinear(found.result.dtype, numel(x.shape[:-1]), n, k, *pitches)
 
 
@@ -86,7 +86,7 @@ def _spec(found: Contraction, target: Target) -> Gemm | None:
         if isinstance(k, Dim):
             return None
         form = "columns" if found.op == "linear" else "packed"
-        a_row, c_row = int(a.pitch), int(found.pitch)  # type: ignore[arg-type]
+        a_row, c_row = fixed(a.pitch), fixed(found.pitch)
         return Gemm(dtype, numel(a.shape[:-1]), n, k, a_row, 1, form, panel, c_row=c_row)
     return None
 

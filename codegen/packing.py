@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..ir.types import DType, TensorType
-from .brgemm import register_rows
+from ..ir.types import DType, TensorType, fixed, is_fixed
 from .emitter import Lane, VectorEmitter, scalar_type
 from .kernel import Kernel, TaskCount, assembled, kernel_params, symbol_for
 from .sizes import Size, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
+from .tile import register_rows
 
 # The part of a row that goes into a panel is a stream too short for the hardware to foresee.
 _ROWS_AHEAD = 16
@@ -276,7 +276,7 @@ def matrix_source(
 
 def conv_source(w: TensorType, panel: int, flip: bool, groups: int) -> tuple[PanelSource, int, int]:
     """Panels of one group of an OIHW weight; its elements in the source; how many groups."""
-    o, i, kh, kw = (int(d) for d in w.shape)  # type: ignore[arg-type]
+    o, i, kh, kw = map(fixed, w.shape)
     taps = kh * kw
     depthwise = groups > 1 and i == 1 and o == groups
     if depthwise:
@@ -311,7 +311,7 @@ def pack_matrix(b: TensorType, panel: int, transposed: bool, target: Target) -> 
 
 def pack_conv(w: TensorType, panel: int, flip: bool, groups: int, target: Target) -> Kernel | None:
     """The kernel of ``pack_conv``: one task per panel of each group."""
-    if not all(isinstance(d, int) for d in w.shape):
+    if not is_fixed(w.shape):
         return None
     source, group_elements, blocks = conv_source(w, panel, flip, groups)
     rows = int(source.inner) * source.outer

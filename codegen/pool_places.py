@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import UnsupportedError
 from ..ir.graph import Graph, Node, Value
-from ..ir.types import DType, TensorType, float32, float64, int32, int64, numel
+from ..ir.types import DType, TensorType, fixed, float32, float64, int32, int64, numel
 from .body import PASSED_THROUGH, lower_nodes, split_by_motion
 from .emitter import Lane, memory_type
 from .kernel import Kernel, TaskCount
@@ -66,7 +66,7 @@ def _as_body(node: Node, types: list[TensorType]) -> Graph:
 def _size(kind: TensorType) -> tuple[int, int]:
     """Rows and columns of an image."""
     _, height, width, _ = kind.shape
-    return int(height), int(width)  # type: ignore[arg-type]
+    return fixed(height), fixed(width)
 
 
 class _Windows:
@@ -84,7 +84,7 @@ class _Windows:
         self.dtype: DType = anchor.type.dtype
         self.kernel: tuple[int, int] = anchor.attrs["kernel_size"]
         self.size, self.windows = (_size(t) for t in (self.image, self.map))
-        self.channels = int(self.image.shape[3])  # type: ignore[arg-type]
+        self.channels = fixed(self.image.shape[3])
         self.e = w.emitter(self.dtype, self.channels)
         self.scratch_bytes = 0
         # Places are compared and selected by masks of the image's elements, so they are as wide.

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..ir.graph import Graph, Node
 from ..ir.ops.spatial import image
-from ..ir.types import DType, Extent, bool_, float64, numel
+from ..ir.types import DType, Extent, bool_, fixed, float64, numel
 from .emitter import Lane, VectorEmitter, memory_type
 from .kernel import Kernel, TaskCount
 from .loops import Lanes, Position, largest, widen
@@ -86,7 +86,7 @@ class _Pool:
         self.images: Extent = large.n * large.c if nchw else large.n
         self.channels = 1 if nchw else large.c
         # Elements from pixel to pixel.
-        pitches = [1 if nchw else int(t.pitch) for t in (w.inputs[0], node.type)]  # type: ignore[arg-type]
+        pitches = [1 if nchw else fixed(t.pitch) for t in (w.inputs[0], node.type)]
         self.x_pitch, self.y_pitch = pitches[:: -1 if grad else 1]
         self.e = w.emitter(self.dtype, self.channels)
         make = self._adaptive_axis if "output_size" in self.attrs else self._window_axis

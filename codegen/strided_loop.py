@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..ir.graph import Graph, Node, Value
-from ..ir.types import Dim, DType, Extent, SlicedType, TensorType, bool_, int64, numel
+from ..ir.types import Dim, DType, Extent, SlicedType, TensorType, bool_, fixed, int64, numel
 from .body import PASSED_THROUGH, lower_body, lower_nodes
 from .emitter import Lane, VectorEmitter, memory_type
 from .iteration import Axis, times, total
@@ -52,9 +52,9 @@ class StridedLoop:
         self.registers = target.registers
         self.lanes = pick_lanes([n.type.dtype for n in body.nodes], target)
         self.repeated = self._repeated_operands(space)
-        self.phases: int = 1
+        self.phases = 1
         if self.repeated:
-            self.phases = space[-1].extent // self.lanes  # type: ignore[assignment]
+            self.phases = fixed(space[-1].extent) // self.lanes
             space = self._as_one_row(space)
         self.inner, self.outer = space[-1], space[:-1]
         contiguous = all(s in (0, 1) for s in self.inner.strides)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..ir.types import TensorType
-from .brgemm import Epilogue, Tile
+from .brgemm import Epilogue
 from .deferred_update import DeferredUpdate
 from .epilogue import TileEpilogue
 from .gemm import GemmWriter
@@ -21,6 +21,7 @@ from .gemm_work import Chunk, Following, Line, Run
 from .kernel import Kernel
 from .sizes import Size, greatest, least, minus, plus, times
 from .target import LINE, Target
+from .tile import Tile
 
 # What was measured with two cores (Zen 4). Steps with an update that reads two arrays (SGD with
 # momentum), MLPs of 256 to 2048 features, batches of 16 to 128: 2 to 19 % less; about nothing at a
@@ -107,9 +108,9 @@ class _UpdatingGemmWriter(GemmWriter):
         f = self.f
         place = chunk.item, chunk.line, chunk.top, chunk.rows
         if not self.blocking.a_pitch:
-            return self._block_of_a(*place, k, count)
+            return self.operands.block_of_a(*place, k, count)
         with f.when(f.emit(f"icmp sgt i64 {chunk.line.k}, {self.spec.block}")):
-            self._block_of_a(*place, k, count)
+            self.operands.block_of_a(*place, k, count)
         return run.a
 
     def _next(self, run: Run, following: Following, after: Size, final: str) -> str:

@@ -14,25 +14,26 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..ir.ops.winograd import INPUT, KERNEL, OUTPUT, WEIGHT
-from ..ir.types import DType, TensorType, float32
-from .brgemm import MicroKernels, Reduction, Tile, halving_rows, register_rows
+from ..ir.types import DType, TensorType, float32, is_fixed
+from .brgemm import MicroKernels
 from .contraction import Contraction
 from .emitter import Lane, VectorEmitter, scalar_type
 from .epilogue import TileEpilogue
 from .image import Convolution
 from .kernel import (
-    MAX_TASKS,
     Kernel,
     LocalFunctions,
     TaskCount,
     assembled,
     kernel_params,
     symbol_for,
+    tasks_for,
 )
 from .packing import conv_source, pack_function
 from .sizes import Size, extent, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
+from .tile import Reduction, Tile, halving_rows, register_rows
 from .winograd_transforms import row_groups, transform_2d
 
 # Tiles per block: rows of the products that share one pass over the weights.
@@ -78,9 +79,9 @@ def pack_winograd(
 
     Panels are packed as for the direct convolution first, which makes the channels neighbours.
     """
-    if not all(isinstance(d, int) for d in w.shape) or panel % target.lanes(w.dtype):
+    if not is_fixed(w.shape) or panel % target.lanes(w.dtype):
         return None
-    inputs = int(w.shape[0 if flip else 1])  # type: ignore[arg-type]
+    inputs = w.shape[0 if flip else 1]
     taps = KERNEL * KERNEL
     source, _, _ = conv_source(w, panel, flip, 1)
     count = int(source.inner)
@@ -187,7 +188,7 @@ class _Writer:
     def kernel(self) -> Kernel:
         f, spec = self.f, self.spec
         work = times(f, extent(f, spec.batch), self.down * self.across)
-        tasks = max(1, min(MAX_TASKS, work)) if isinstance(work, int) else MAX_TASKS
+        tasks = tasks_for(work)
         first, stop, panels = self._range(work, tasks)
         count = minus(f, stop, first)
         with f.when(f.emit(f"icmp sgt i64 {count}, 0")):

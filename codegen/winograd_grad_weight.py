@@ -19,7 +19,7 @@ from functools import partial
 
 from ..ir.ops.winograd import INPUT, KERNEL, OUTPUT, WEIGHT
 from ..ir.types import DType, float32
-from .brgemm import MicroKernels, Reduction, Tile, register_rows, tail_mask
+from .brgemm import MicroKernels
 from .emitter import Lane, VectorEmitter, scalar_type
 from .epilogue import ALL_ONES, TileEpilogue
 from .image import WeightGradient, even_chunks
@@ -36,6 +36,7 @@ from .packing import choose_panel
 from .sizes import Size, extent, greatest, least, minus, plus, quotient, remainder, times
 from .target import Target
 from .text import Function
+from .tile import Reduction, Tile, register_rows, tail_mask
 from .weight_rows import rows_to_weight
 from .winograd_transforms import Matrix, row_groups, transform_2d
 

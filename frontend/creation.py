@@ -286,7 +286,7 @@ def randn(
 
 
 def _random(values: np.ndarray, options: dict[str, Any]) -> Tensor:
-    if dispatch.tracer is not None:
+    if dispatch.current.tracer is not None:
         raise TraceError(
             "random numbers of a fixed shape are drawn while the model is being traced, so every "
             "run would see the same ones; use rand_like/randn_like of a tensor with the batch, or "

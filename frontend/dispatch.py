@@ -7,6 +7,7 @@ operation to the tracer or runs the operator's record on numpy arrays and record
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -55,8 +56,14 @@ class Tracer(Protocol):
         """A module's forward ends with an error."""
 
 
-tracer: Tracer | None = None
-"""Set while a model is traced; sees the operations with a traced operand or a symbolic extent."""
+
+class _Current(threading.local):
+    tracer: Tracer | None = None
+    """Set while this thread traces a model; sees the operations with a traced operand or a symbolic
+    extent."""
+
+
+current = _Current()
 
 _tensor_class: Any = None
 
@@ -132,6 +139,7 @@ def apply(name: str, *args: Any, **attrs: Any) -> Any:
     """
     try:
         tensors = _operands(name, args)
+        tracer = current.tracer
         if tracer is not None and (
             any(map(tracer.wants, tensors)) or any(map(_is_symbolic, attrs.values()))
         ):

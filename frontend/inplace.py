@@ -31,7 +31,7 @@ def assign(target: Tensor, value: Tensor) -> Tensor:
             f"output with shape {list(target.shape)} doesn't match the broadcast shape "
             f"{list(value.shape)}"
         )
-    tracer = dispatch.tracer
+    tracer = dispatch.current.tracer
     if target._traced and tracer is not None:
         tracer.assign(target, value)
         return target

@@ -102,7 +102,7 @@ def numpy_generator(generator: Generator | None = None) -> np.random.Generator:
 
 def draw_key(generator: Generator | None = None) -> tuple[Tensor, int]:
     """Key (int64 [seed, offset]) and stream for one ``uniform`` operator, traced or eager."""
-    if dispatch.tracer is not None:
-        return dispatch.tracer.random_key()
+    if dispatch.current.tracer is not None:
+        return dispatch.current.tracer.random_key()
     chosen = default_generator if generator is None else generator
     return dispatch.wrap(chosen.next_key()), 0

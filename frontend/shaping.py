@@ -85,8 +85,8 @@ def squeeze(input: Any, dim: Any = None) -> Tensor:
         dims = {dim_index(d, rank) for d in (dim if isinstance(dim, (tuple, list)) else (dim,))}
     for i in dims:
         size = input.shape[i] if rank else 0
-        if isinstance(size, Dim) and dispatch.tracer is not None:
-            dispatch.tracer.assume_not_one(size, "squeeze()")
+        if isinstance(size, Dim) and dispatch.current.tracer is not None:
+            dispatch.current.tracer.assume_not_one(size, "squeeze()")
     return _reshape(
         input, tuple(s for i, s in enumerate(input.shape) if not (i in dims and s == 1))
     )

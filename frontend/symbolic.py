@@ -91,13 +91,7 @@ class TracedTensor(Tensor):
 
     @property
     def _array(self) -> np.ndarray:  # type: ignore[override]
-        if dispatch.tracer is self._tracer:
-            self._no_data("this operation")
-        raise TraceError(
-            f"a tensor of type {self._kind} that was made while a model was traced is used "
-            "outside of the trace: forward() kept it, in an attribute or a global. Return it from "
-            "forward() instead"
-        )
+        self._no_data("this operation")
 
     @property
     def shape(self) -> Size:
@@ -111,6 +105,12 @@ class TracedTensor(Tensor):
 
     def _no_data(self, what: str) -> NoReturn:
         file, line = dispatch.caller()
+        if dispatch.current.tracer is not self._tracer:
+            raise TraceError(
+                f"a tensor of type {self._kind} that was made while a model was traced is used "
+                f"outside of the trace, at {file}:{line}: forward() or a hook kept it, in an "
+                "attribute or a global. Return it from forward() instead"
+            )
         raise TraceError(
             f"{what} at {file}:{line} needs the value of a tensor while the model is being "
             f"traced, when only its type {self._kind} is known. Data-dependent Python code "

@@ -105,7 +105,7 @@ class Tensor(Operators, Methods):
 
     def _no_data(self, what: str) -> None:
         """Raises TraceError where a value is needed that a trace does not have."""
-        if dispatch.tracer is not None and dispatch.tracer.wants(self):
+        if dispatch.current.tracer is not None and dispatch.current.tracer.wants(self):
             file, line = dispatch.caller()
             raise TraceError(
                 f"{what} at {file}:{line} reads a parameter or buffer while the model is being "
@@ -384,6 +384,14 @@ class Tensor(Operators, Methods):
         """``to(other.dtype)``."""
         return self.to(other.dtype)
 
+    def half(self) -> Tensor:
+        """DTypeError: there is no float16."""
+        return self.to("float16")
+
+    def bfloat16(self) -> Tensor:
+        """DTypeError: there is no bfloat16."""
+        return self.to("bfloat16")
+
     def cpu(self) -> Tensor:
         """The tensor itself."""
         return self
@@ -495,6 +503,8 @@ def wanted_dtype(args: tuple[Any, ...], kwargs: dict[str, Any]) -> DType | None:
     for arg in args:
         if isinstance(arg, Tensor):
             wanted = arg.dtype
+        elif isinstance(arg, str) and arg in ("float16", "half", "bfloat16"):
+            wanted = arg  # no dtype that there is: the error names those
         elif isinstance(arg, (str, device)):
             check_device(arg)
         elif arg is not None and not isinstance(arg, bool):

@@ -2,8 +2,8 @@
 
 The leading dimension of the inputs is the symbolic batch ``N``. Parameters and buffers of the
 module become ``parameter`` and ``buffer`` nodes named by their ``state_dict`` keys, other tensors
-become constants. What cannot be captured (control flow that depends on data, parameters that no
-module owns) is an error that names the user's line and the fix.
+become constants (`captured.py`). What cannot be captured (control flow that depends on data,
+parameters that no module owns) is an error that names the user's line and the fix.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..errors import BatchSpecializationError, NetwrightError, TraceError
 from ..ir.graph import Graph, Source, Value
 from ..ir.types import Dim, DType, Extent, TensorType, dtype_of, shape_text
 from . import dispatch, grad_mode, tree
+from .captured import Captured
 from .nn.module import Module
 from .nn.parameter import Parameter
 from .symbolic import TracedTensor
@@ -33,7 +34,8 @@ class Traced:
 
     ``inputs`` are the paths of the tensor arguments in order, ``result`` is the nest that the
     program returned with output names in place of tensors, ``state`` holds the tensor of every
-    parameter and buffer by path, ``random_streams`` counts the draws from the generator.
+    parameter and buffer by path, ``random_streams`` counts the draws from the generator,
+    ``captured`` are the tensors of other places that became constants.
     """
 
     graph: Graph
@@ -43,6 +45,7 @@ class Traced:
     random_streams: int = 0
     needs_many: bool = False
     """Whether a batch of one needs a program of its own (``squeeze()`` would drop that batch)."""
+    captured: Captured = field(default_factory=Captured)
 
 
 class OutputRef(str):
@@ -84,13 +87,13 @@ def trace(
         s.symbol = tracer.input(path, s.tensor, batch)
     traced_args = tree.map_leaves(placed_args, _is_slot, _symbol_of)
     traced_kwargs = tree.map_leaves(placed_kwargs, _is_slot, _symbol_of)
-    previous, dispatch.tracer = dispatch.tracer, tracer
+    previous, dispatch.current.tracer = dispatch.current.tracer, tracer
     tracer.root_frame = sys._getframe()
     try:
         with grad_mode.enable_grad():
             result = program(*traced_args, **traced_kwargs)
     finally:
-        dispatch.tracer = previous
+        dispatch.current.tracer = previous
     outputs = tree.flatten(result, _is_tensor)
     if not outputs:
         raise TraceError(
@@ -102,7 +105,15 @@ def trace(
         names[id(tensor)] = path or "out"
         tracer.graph.outputs[path or "out"] = tracer.value_of(tensor)
     refs = tree.map_leaves(result, _is_tensor, lambda t: OutputRef(names[id(t)]))
-    return Traced(tracer.graph, paths, refs, tracer.used_state, tracer.streams, tracer.needs_many)
+    return Traced(
+        tracer.graph,
+        paths,
+        refs,
+        tracer.used_state,
+        tracer.streams,
+        tracer.needs_many,
+        tracer.captured,
+    )
 
 
 def is_symbolic_leaf(value: Any) -> bool:
@@ -179,6 +190,7 @@ class _Tracer:
         self.batch: int | None = None
         self.needs_many = False
         self.used_state: dict[str, Tensor] = {}
+        self.captured = Captured()
         self._random: Tensor | None = None
         self._stack: list[Module] = []
         self._paths: dict[int, str] = {}
@@ -370,7 +382,10 @@ class _Tracer:
                 "nn.ModuleList, nn.ModuleDict or nn.Sequential instead of a plain Python list or "
                 "dict, and tensors in nn.Parameter attributes"
             )
-        return self.graph.add("constant", value=array.copy(), source=self.source())
+        source, content = self.source(), array.copy()
+        if not tensor._is_constant:
+            self.captured.add(tensor, content, str(source))
+        return self.graph.add("constant", value=content, source=source)
 
     # -- where we are ------------------------------------------------------------------------
 

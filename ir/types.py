@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -119,6 +119,21 @@ def numel(shape: Iterable[Extent]) -> Extent:
     for d in dims:
         count = d * count if isinstance(d, Dim) else count * d
     return count
+
+
+def is_fixed(shape: Sequence[Extent]) -> TypeGuard[tuple[int, ...]]:
+    """Whether no extent of the shape depends on the batch size."""
+    return all(isinstance(d, int) for d in shape)
+
+
+def fixed(extent: Extent) -> int:
+    """An extent that somebody has found not to depend on the batch size, as a number.
+
+    Raises ShapeError if it does, which is an error of the caller, not of the user's.
+    """
+    if isinstance(extent, Dim):
+        raise ShapeError(f"an extent of {extent} where only fixed numbers were expected")
+    return extent
 
 
 def extent_at(extent: Extent, n: int) -> int:

@@ -26,11 +26,15 @@ S004 do not fire); a softmax whose probabilities are also used elsewhere stays f
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..ir.graph import Graph, Node, Value
 from .rewriting import Ledger, add_like, erase_dead, rebuild
 from .rows import repeat, trace_rows
 
 NAME = "eliminate_redundant_softmax"
+
+_Rule = Callable[[Graph, Node, list[Value], Ledger], tuple[Value, ...] | None]
 
 
 def eliminate_redundant_softmax(graph: Graph, ledger: Ledger | None = None) -> Graph:
@@ -118,8 +122,8 @@ def _argmax(
 
 
 def _again(
-    new: Graph, node: Node, operands: list[Value], ledger: Ledger, rule: object
+    new: Graph, node: Node, operands: list[Value], ledger: Ledger, rule: _Rule
 ) -> tuple[Value, ...]:
     """The node on new operands, after the rule has seen those, too (a softmax of a softmax)."""
-    further = rule(new, node, operands, ledger)  # type: ignore[operator]
+    further = rule(new, node, operands, ledger)
     return further or add_like(new, node, node.op, operands, **node.attrs)

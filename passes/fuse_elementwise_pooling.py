@@ -63,7 +63,7 @@ def _is_pooling(node: Node, graph: Graph) -> bool:
         return False
     height, width = node.attrs["kernel_size"]
     size = graph.type(node.operands[0]).shape[1:3]
-    return node.type.dtype.is_float and height * width <= LARGEST and tiles_image(node, size)  # type: ignore[arg-type]
+    return node.type.dtype.is_float and height * width <= LARGEST and tiles_image(node, size)
 
 
 def _with_operand(graph: Graph, pool: Node, taken: set[str], ledger: Ledger) -> Group | None:

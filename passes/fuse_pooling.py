@@ -25,6 +25,7 @@ from __future__ import annotations
 from ..ir.graph import Graph, Node
 from ..ir.ops.pooling import side_by_side
 from ..ir.ops.record import get
+from ..ir.types import is_fixed
 from .region import Group, anchor_of, build_regions
 from .rewriting import Ledger
 
@@ -69,7 +70,7 @@ def _obstacle(graph: Graph, pool: Node, producer: Node, anchor: Node) -> str:
         return f"windows overlap, leave gaps, meet padding or are larger than {LARGEST} x {LARGEST}"
     if "NCHW" in (anchor.attrs["layout"], pool.attrs["layout"]):
         return f"%{producer.name} is not channels-last"
-    if not all(isinstance(d, int) for d in anchor.type.shape[1:]):
+    if not is_fixed(anchor.type.shape[1:]):
         return f"%{producer.name} has images of unknown size"
     within = graph if producer is anchor else producer.attrs["body"]
     if anchor.attrs["groups"] > 1 or within.type(anchor.operands[1]).shape[2:] == (1, 1):

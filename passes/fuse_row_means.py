@@ -25,6 +25,7 @@ would write them for nothing; images one pixel wide; a second average of the sam
 from __future__ import annotations
 
 from ..ir.graph import Graph, Node, Value
+from ..ir.types import is_fixed
 from .region import Group, anchor_of, build_regions
 from .rewriting import Ledger, add_like, rebuild
 
@@ -87,5 +88,5 @@ def _is_depthwise(graph: Graph, node: Node) -> bool:
         return False
     within = graph if anchor is node else node.attrs["body"]
     groups, weight = anchor.attrs["groups"], within.type(anchor.operands[1]).shape
-    known = all(isinstance(d, int) for d in anchor.type.shape[1:])
+    known = is_fixed(anchor.type.shape[1:])
     return known and groups > 1 and (weight[0], weight[1]) == (groups, 1)

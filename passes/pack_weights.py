@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..ir.graph import Graph, Node, Value
-from ..ir.types import DType, Extent, numel
+from ..ir.types import DType, Extent, is_fixed, numel
 from .region import anchor_of
 from .rewriting import Ledger, add_like, rebuild
 from .state import state_only
@@ -129,7 +129,7 @@ def products(graph: Graph, choose_linear: ChooseLinear | None = None) -> Iterato
         anchor, weight = found
         shape = graph.type(node.operands[weight]).shape
         fits = anchor.attrs.get("layout", "NHWC") == "NHWC"
-        if fits and all(isinstance(d, int) for d in shape):
+        if fits and is_fixed(shape):
             winograd = bool(_winograd_size(anchor, shape))
             yield Product(node, weight, _columns(anchor, shape), winograd)
 
@@ -249,16 +249,15 @@ class _Packer:
     ) -> tuple[Value, ...] | None:
         """By Winograd's algorithm, in parts, or None for the direct sum as a whole."""
         attrs, shape = node.attrs, new.type(operands[0]).shape
-        fixed = (*shape[1:], *new.type(operands[1]).shape[1:])
-        if attrs["layout"] != "NHWC" or not all(isinstance(d, int) and d > 0 for d in fixed):
+        sizes = (*shape[1:], *new.type(operands[1]).shape[1:])
+        if attrs["layout"] != "NHWC" or not is_fixed(sizes) or 0 in sizes:
             return None
-        inputs = int(fixed[-1])  # type: ignore[arg-type]
+        height, width, outputs, *_, inputs = sizes
         tile = self._gradient_tile(node, shape, inputs)
         if tile:
             self._did("P102", node, f"by Winograd's algorithm, F({tile}x{tile}, 3x3)")
             how = {"tile": tile, "padding": attrs["padding"], "layout": attrs["layout"]}
             return add_like(new, node, "conv2d_grad_weight_winograd", operands, **how)
-        height, width, outputs = (int(d) for d in shape[1:])  # type: ignore[arg-type]
         kernel = attrs["kernel_size"]
         parts = self.choose_parts(inputs, outputs, kernel, (height, width))
         if attrs["groups"] > 1 or not parts:
@@ -291,7 +290,7 @@ class _Packer:
         return self.packs[key]
 
     def _form(self, node: Node, anchor: Node, weight_shape: tuple[Any, ...]) -> _Form | None:
-        if not all(isinstance(d, int) for d in weight_shape):
+        if not is_fixed(weight_shape):
             return None
         if anchor.op == "linear":
             panel = self._choice(node, anchor, weight_shape).panel

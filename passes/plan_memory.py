@@ -44,7 +44,7 @@ from dataclasses import replace
 from ..errors import ShapeError
 from ..ir.graph import Graph, Node, Value
 from ..ir.plan import Location, Plan, Step
-from ..ir.types import Dim, numel
+from ..ir.types import Dim, fixed, numel
 from .arena import Buffer, aligned, pack
 from .commits import Commits, Copy
 from .in_place import same_index_operands
@@ -115,7 +115,7 @@ class _Planner:
         part = self.parts[value]
         whole = self.graph.type(part.whole)
         size = whole.dtype.itemsize
-        return replace(place, start=part.column * size, pitch=int(whole.shape[-1]) * size)  # type: ignore[arg-type]
+        return replace(place, start=part.column * size, pitch=fixed(whole.shape[-1]) * size)
 
     def _place_sources(self) -> None:
         for node in self.graph.nodes:

@@ -32,10 +32,12 @@ a scattered gradient that is also used without the mask (stays ``where`` on the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..ir.graph import Graph, Node, Value
 from ..ir.ops.pooling import side_by_side
+from ..ir.types import Extent, fixed
 from .rewriting import Ledger, erase_dead, rebuild
 
 NAME = "save_pool_places"
@@ -52,10 +54,10 @@ def save_pool_places(graph: Graph, ledger: Ledger | None = None) -> Graph:
     return new
 
 
-def tiles_image(node: Node, size: tuple[int, ...]) -> bool:
+def tiles_image(node: Node, size: Sequence[Extent]) -> bool:
     """Whether the windows of a pooling are next to each other and inside an image of ``size``, also
     with ``ceil_mode``."""
-    whole = tuple(s // k for s, k in zip(size, node.attrs["kernel_size"], strict=True))
+    whole = tuple(fixed(s) // k for s, k in zip(size, node.attrs["kernel_size"], strict=True))
     apart = side_by_side(node.op, {**node.attrs, "ceil_mode": False})
     return apart and node.type.shape[1:3] == whole
 
@@ -89,7 +91,7 @@ class _Rewriter:
             if pool is None:
                 continue
             height, width = grad.attrs["kernel_size"]
-            if not tiles_image(pool, grad.type.shape[1:3]):  # type: ignore[arg-type]
+            if not tiles_image(pool, grad.type.shape[1:3]):
                 why = "the windows do not tile the image"
             elif height * width > LARGEST:
                 why = f"a window has more than {LARGEST} elements"

@@ -48,7 +48,7 @@ from typing import Any
 import numpy as np
 
 from ..ir.graph import Graph, Node, Source, Value
-from ..ir.types import numel
+from ..ir.types import fixed, numel
 from .rewriting import Ledger, erase_dead, rebuild
 
 NAME = "split_batch_norm"
@@ -206,4 +206,4 @@ class _Writer:
 
 
 def _channels(w: _Writer, gamma: Value) -> int:
-    return int(w.new.type(gamma).shape[0])  # type: ignore[arg-type]
+    return fixed(w.new.type(gamma).shape[0])

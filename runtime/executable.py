@@ -13,7 +13,7 @@ import numpy as np
 
 from ..ir.interpreter import run_node
 from ..ir.plan import Location
-from ..ir.types import TensorType
+from ..ir.types import TensorType, shape_at
 from . import jit, pool, settings
 from .memory import address, allocate
 from .native_call import native_call
@@ -68,6 +68,11 @@ class Executable:
         for name, array in constants.items():
             self._set("constant:" + name, np.ascontiguousarray(array))
         _alive.add(self)
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Held during a run and while what it reads is changed."""
+        return self._lock
 
     @property
     def fallbacks(self) -> int:
@@ -245,8 +250,7 @@ class Executable:
 
     def _view(self, location: Location, kind: TensorType, n: int) -> np.ndarray:
         """The array at a place of the memory plan."""
-        concrete = kind.at(n)
-        shape = tuple(int(d) for d in concrete.shape)  # type: ignore[arg-type]
+        shape = shape_at(kind.shape, n)
         dtype = kind.dtype.np
         if 0 in shape:
             return np.empty(shape, dtype)

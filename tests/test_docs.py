@@ -25,3 +25,8 @@ def test_python_blocks_of_a_page_run_in_order(
     namespace: dict[str, object] = {"__name__": "__main__"}
     for number, block in enumerate(_blocks(page)):
         exec(compile(block, f"{page.name}, block {number + 1}", "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_a_page_has_no_marks_of_an_unfinished_merge(page: Path) -> None:
+    assert not re.search(r"^(<{7} |={7}$|>{7} )", page.read_text(), re.MULTILINE)

@@ -141,9 +141,9 @@ class Module:
                 "(nn.Buffer, Tensor or None expected)"
             )
         old = self._buffers[name]
-        if dispatch.tracer is not None and old is not None and value is not None:
+        if dispatch.current.tracer is not None and old is not None and value is not None:
             # A traced value must not outlive the trace: the assignment becomes a state update.
-            dispatch.tracer.update_buffer(old, value)
+            dispatch.current.tracer.update_buffer(old, value)
         else:
             self._buffers[name] = value
 
@@ -222,7 +222,7 @@ class Module:
     # -- calling ---------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        tracer = dispatch.tracer
+        tracer = dispatch.current.tracer
         if tracer is None:
             return self._call(args, kwargs)
         tracer.enter_module(self)
@@ -396,6 +396,14 @@ class Module:
     def double(self: Self) -> Self:
         """Casts floating parameters and buffers to float64."""
         return self.to(dtype=float64)
+
+    def half(self: Self) -> Self:
+        """DTypeError: there is no float16."""
+        return self.to("float16")
+
+    def bfloat16(self: Self) -> Self:
+        """DTypeError: there is no bfloat16."""
+        return self.to("bfloat16")
 
     def cpu(self: Self) -> Self:
         """Returns the module: everything lives on the CPU."""

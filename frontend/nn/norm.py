@@ -95,7 +95,7 @@ class _BatchNorm(Module):
         )
 
     def _batches_seen(self) -> int:
-        if dispatch.tracer is not None:
+        if dispatch.current.tracer is not None:
             raise UnsupportedError(
                 f"{self._get_name()}(momentum=None) takes a cumulative average, which cannot be "
                 "compiled in training mode; give a momentum such as 0.1"

@@ -197,8 +197,10 @@ def _attention(
     With ``causal`` it is open whether NaN or infinity in the value of a later key, whose weight is
     0, reaches a query.
     """
-    common = {"heads": heads, "head_dim": head_dim, "scale": scale, "causal": causal}
-    p = weights_of(q, k, mask, starts=starts[:2], **common)  # type: ignore[arg-type]
+    p = weights_of(
+        q, k, mask,
+        heads=heads, head_dim=head_dim, starts=starts[:2], scale=scale, causal=causal,
+    )  # fmt: skip
     with np.errstate(all="ignore"):
         y = np.matmul(p, as_heads(v, heads, value_dim, starts[2]))
     if not merged:

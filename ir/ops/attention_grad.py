@@ -83,8 +83,10 @@ def _attention_grad(
 ) -> np.ndarray | tuple[np.ndarray, ...]:
     """(dq, dk, dv): matrices (batch, heads, rows, dim) where the operand is, else the columns of
     the heads; ``together`` one array with all three where the operands are."""
-    common = {"heads": heads, "head_dim": head_dim, "scale": scale, "causal": causal}
-    p = weights_of(q, k, mask, starts=starts[:2], **common)  # type: ignore[arg-type]
+    p = weights_of(
+        q, k, mask,
+        heads=heads, head_dim=head_dim, starts=starts[:2], scale=scale, causal=causal,
+    )  # fmt: skip
     dims = (head_dim, head_dim, value_dim)
     queries, keys, values = (
         as_heads(x, heads, dim, start)

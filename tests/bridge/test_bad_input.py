@@ -473,3 +473,41 @@ def test_zero_sized_features() -> None:
         fast = nw.compile(model)
         for n in (4, 0, 1):
             assert_same_outcome(model, fast, array(n, columns))
+
+
+# -- what cannot be compiled, and what there is not ------------------------------------------------
+
+
+def test_a_class_in_the_place_of_a_module_is_named():
+    with pytest.raises(TypeError, match=r"got the class Linear; make one"):
+        nw.compile(nn.Linear)
+
+
+def test_a_module_of_pytorch_in_the_place_of_ours_is_named():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match=r"got Linear of PyTorch; build the model with netwright"):
+        nw.compile(torch.nn.Linear(2, 3))
+
+
+def test_a_list_of_passes_says_what_is_expected():
+    with pytest.raises(TypeError, match=r"passes must be a dict .* got list"):
+        nw.compile(mlp(), passes=["fuse_conv_bn_relu"])
+
+
+@pytest.mark.parametrize("name", ["half", "bfloat16"])
+def test_half_precision_is_an_error_that_lists_the_dtypes(name):
+    for value in (mlp(), nw.ones(3)):
+        with pytest.raises(nw.errors.DTypeError, match=r"float16 is not supported; netwright has"):
+            getattr(value, name)()
+    with pytest.raises(nw.errors.DTypeError, match="float16 is not supported"):
+        nw.ones(3).to("float16")
+
+
+def test_a_tensor_that_a_hook_kept_says_how_to_get_it():
+    """It said that the model was being traced, long after the trace."""
+    kept = []
+    model = mlp().eval()
+    model[0].register_forward_hook(lambda module, args, output: kept.append(output))
+    nw.compile(model)(array(2, 6))
+    with pytest.raises(nw.errors.TraceError, match=r"a hook kept it.*Return it from forward"):
+        kept[0].numpy()

@@ -459,3 +459,51 @@ def test_a_tensor_that_forward_keeps_cannot_be_read_outside() -> None:
     assert fast.compilations == 1
     with pytest.raises(TraceError, match="Return it from forward"):
         model.hidden.sum()
+
+
+# -- tensors of other places ----------------------------------------------------------------------
+
+
+class Captures(nn.Module):
+    def __init__(self, tensor: nw.Tensor) -> None:
+        super().__init__()
+        self.tensors = [tensor]
+
+    def forward(self, x):
+        return x * self.tensors[0] + nw.ones(3)
+
+
+@pytest.mark.parametrize("how", ["in place", "through numpy"])
+def test_a_constant_that_was_changed_is_compiled_anew_with_a_warning(how):
+    """The program went on with the old value."""
+    scale = nw.from_numpy(array(3))
+    other = scale.numpy()
+    model = Captures(scale)
+    fast = nw.compile(model)
+    x = array(2, 3)
+    with nw.no_grad():
+        for _ in range(3):  # the third call is a shortcut
+            fast(x)
+        assert len(fast._variants) == 1
+        if how == "in place":
+            scale.mul_(2)
+        else:
+            other[:] = 7
+        with pytest.warns(LintWarning, match=r"T003.*test_trace_changes.py.*register_buffer"):
+            found = fast(x)
+        assert nw.allclose(found, model(nw.from_numpy(x)))
+        assert len(fast._variants) == 1
+
+
+def test_a_step_sees_a_constant_that_was_changed():
+    scale = nw.ones(3)
+    linear = nn.Linear(3, 1)
+    model = nn.Sequential(Captures(scale), linear)
+    step = nw.compile(model, loss=nn.MSELoss(), optimizer=nw.optim.SGD(model.parameters(), lr=0.0))
+    x, t = array(4, 3), array(4, 1, seed=1)
+    losses = [float(step(x, t)) for _ in range(3)]
+    scale.fill_(3)
+    with pytest.warns(LintWarning, match="T003"):
+        changed = float(step(x, t))
+    expected = nn.MSELoss()(model(nw.from_numpy(x)), nw.from_numpy(t))
+    assert abs(changed - float(expected)) < 1e-5 and abs(changed - losses[0]) > 1e-3

@@ -7,15 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from netwright.codegen.brgemm import (
-    LONGEST_SUM,
-    MicroKernels,
-    Reduction,
-    Tile,
-    halving_rows,
-    micro_kernel,
-    register_rows,
-)
+from netwright.codegen.brgemm import MicroKernels, micro_kernel
 from netwright.codegen.epilogue import TileEpilogue
 from netwright.codegen.image import (
     Axis,
@@ -25,6 +17,7 @@ from netwright.codegen.image import (
 )
 from netwright.codegen.llvm import assembly, module_text
 from netwright.codegen.target import Target, host
+from netwright.codegen.tile import LONGEST_SUM, Reduction, Tile, halving_rows, register_rows
 from netwright.ir.types import DType, float32, float64
 
 Link = Callable[..., int]

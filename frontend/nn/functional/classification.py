@@ -125,7 +125,7 @@ def _check_weight(name: str, input: Tensor, weight: Tensor | None, classes: int)
 
 
 def _check_labels(labels: Tensor, classes: int, ignore_index: int) -> None:
-    if dispatch.tracer is not None:
+    if dispatch.current.tracer is not None:
         return  # the values are not known yet; the gather checks them in each run
     values = labels.detach().numpy()
     wrong = values[((values < 0) | (values >= classes)) & (values != ignore_index)]

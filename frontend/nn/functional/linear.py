@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ....errors import ShapeError
-from ....ir.types import Extent
+from ....ir.types import Extent, is_fixed
 from ...dispatch import apply
 from ...tensor import Tensor
 from .checks import need_float, need_same_dtype, need_tensor, sizes, spread
@@ -36,8 +36,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return apply("linear", *operands)
 
 
-def _by_text(shape: object) -> str:
-    return "x".join(str(d) for d in shape)  # type: ignore[attr-defined]
+def _by_text(shape: Iterable[Extent]) -> str:
+    return "x".join(str(d) for d in shape)
 
 
 def conv1d(
@@ -163,9 +163,9 @@ def _check_kernel_fits(
     pads: Pads,
     dilation: tuple[int, ...],
 ) -> None:
-    if not all(isinstance(d, int) for d in spatial):
+    if not is_fixed(spatial):
         return  # a symbolic extent: the operator's shape rule explains what is wrong
-    padded = [int(d) + low + high for d, (low, high) in zip(spatial, pads, strict=True)]  # type: ignore[arg-type]
+    padded = [d + low + high for d, (low, high) in zip(spatial, pads, strict=True)]
     extents = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     if any(e > p for e, p in zip(extents, padded, strict=True)):
         have, want = (" x ".join(str(v) for v in values) for values in (padded, extents))

@@ -141,7 +141,7 @@ def binary_cross_entropy(
 
 
 def _check_unit_interval(name: str, tensor: Tensor) -> None:
-    if dispatch.tracer is not None:
+    if dispatch.current.tracer is not None:
         return  # the values are not known yet
     values = tensor.detach().numpy()
     if not ((values >= 0) & (values <= 1)).all():  # NaN is not in the interval either

@@ -17,8 +17,8 @@ from .checks import need_float, need_same_dtype, need_tensor, sizes, unsupported
 
 def update_buffer(buffer: Tensor, value: Tensor) -> None:
     """Writes ``value`` into a module's buffer: in place, or as an update of the traced graph."""
-    if dispatch.tracer is not None:
-        dispatch.tracer.update_buffer(buffer, cast(value, buffer.dtype))
+    if dispatch.current.tracer is not None:
+        dispatch.current.tracer.update_buffer(buffer, cast(value, buffer.dtype))
         return
     with no_grad():
         buffer.copy_(value.detach())
