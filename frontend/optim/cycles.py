@@ -29,8 +29,9 @@ class OneCycleLR(LRScheduler):
     rates" (2018). The rate starts at ``max_lr / div_factor``, is ``max_lr`` after ``pct_start`` of
     the steps and ends at a ``final_div_factor``-th of the start; three_phase: first back to the
     start, as fast as up. cycle_momentum: momentum (or Adam's first beta) goes the other way, from
-    ``max_momentum`` to ``base_momentum`` and back. Rates and momenta: a number, or one per group. total_steps: or ``epochs`` and ``steps_per_epoch``. Raises ValueError for
-    numbers out of range, for an optimizer without momentum, and for a step too many.
+    ``max_momentum`` to ``base_momentum`` and back. Rates and momenta: a number, or one per group.
+    total_steps: or ``epochs`` and ``steps_per_epoch``. Raises ValueError for numbers out of range,
+    for an optimizer without momentum, and for a step too many.
     """
 
     def __init__(

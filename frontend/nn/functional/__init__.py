@@ -18,12 +18,22 @@ from .activation import (
 )
 from .attention import scaled_dot_product_attention
 from .classification import cross_entropy, nll_loss
+from .distance import (
+    cosine_embedding_loss,
+    cosine_similarity,
+    hinge_embedding_loss,
+    margin_ranking_loss,
+    pairwise_distance,
+    triplet_margin_loss,
+)
 from .dropout import dropout, dropout2d
 from .embedding import embedding, one_hot
+from .likelihood import gaussian_nll_loss, kl_div, poisson_nll_loss
 from .linear import conv1d, conv2d, linear
 from .loss import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
+    huber_loss,
     l1_loss,
     mse_loss,
     smooth_l1_loss,
@@ -40,26 +50,35 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "conv1d",
     "conv2d",
+    "cosine_embedding_loss",
+    "cosine_similarity",
     "cross_entropy",
     "dropout",
     "dropout2d",
     "elu",
     "embedding",
     "flatten",
+    "gaussian_nll_loss",
     "gelu",
     "hardsigmoid",
     "hardswish",
+    "hinge_embedding_loss",
+    "huber_loss",
+    "kl_div",
     "l1_loss",
     "layer_norm",
     "leaky_relu",
     "linear",
     "log_softmax",
+    "margin_ranking_loss",
     "max_pool2d",
     "mse_loss",
     "nll_loss",
     "normalize",
     "one_hot",
     "pad",
+    "pairwise_distance",
+    "poisson_nll_loss",
     "relu",
     "relu6",
     "scaled_dot_product_attention",
@@ -69,4 +88,5 @@ __all__ = [
     "softmax",
     "softplus",
     "tanh",
+    "triplet_margin_loss",
 ]
