@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import gc
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial, wraps
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 from .codegen import updating_gemm, winograd, winograd_grad_weight
 from .codegen.columns import accepts_columns
@@ -22,13 +20,13 @@ from .codegen.packing import choose_panel
 from .codegen.program import emit_program
 from .codegen.target import Target, host
 from .codegen.timed_program import emit_timed
+from .compilation import Compilation, timed, without_collections
 from .errors import LintWarning, NetwrightError
 from .frontend import dispatch, tree
 from .frontend import trace as tracing
 from .frontend.nn.module import Module
 from .frontend.tensor import Tensor
 from .ir.graph import Graph, Value
-from .ir.plan import Plan
 from .ir.types import Dim, DType, Extent, TensorType
 from .ir.verify import verify
 from .passes.absorb_flatten import absorb_flatten
@@ -87,11 +85,6 @@ PASSES = (
 )
 
 
-PHASES = ("trace", "passes", "plan", "emit", "llvm", "cache", "link")
-"""Where the time of a compilation goes: ``llvm`` parses, optimises and emits object code, ``cache``
-looks for it on disk and stores it, ``link`` loads it and lays out tables and memory."""
-
-
 ACCURACIES = {"standard": (2,), "relaxed": (4, 2)}
 """The tiles of Winograd's algorithm that may be used, preferred first: those of 4 x 4 outputs have
 errors some ten times those of the direct sum."""
@@ -138,53 +131,7 @@ class Clip:
     value: bool = False
 
 
-@dataclass
-class Compilation:
-    """Everything that was made for one mode and one kind of input: graphs of all stages, what the
-    passes did, the plan, the executable, and where the time went.
-
-    batch: the batch size of the call that it was made for.
-    seconds: by phase, in order (PHASES); pass_seconds: the phase ``passes`` by stage; recorders:
-    what times the kernels of an executable, once somebody has asked for it.
-    """
-
-    traced: tracing.Traced
-    stages: dict[str, Graph]
-    ledger: Ledger
-    batch: int = 1
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
-    pass_seconds: dict[str, float] = field(default_factory=dict)
-    plans: dict[str, Plan] = field(default_factory=dict)
-    executables: dict[str, Executable] = field(default_factory=dict)
-    recorders: dict[str, Recorder] = field(default_factory=dict)
-
-    @property
-    def fallbacks(self) -> list[Any]:
-        """Nodes that run through numpy."""
-        return [n for e in self.executables.values() for n in e.program.fallbacks]
-
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def _without_collections(function: _Function) -> _Function:
-    """Puts garbage collection off until a phase is over: it makes many objects that live on, and a
-    full collection walks through all that is imported (20 ms, half of a small model's time)."""
-
-    @wraps(function)
-    def phase(*args: Any, **kwargs: Any) -> Any:
-        if not gc.isenabled():
-            return function(*args, **kwargs)
-        gc.disable()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            gc.enable()
-
-    return phase  # type: ignore[return-value]
-
-
-@_without_collections
+@without_collections
 def capture(
     program: Callable[..., Any],
     modules: dict[str, Module],
@@ -229,7 +176,7 @@ def warn(found: list[LintWarning], warned: set[str]) -> None:
             warnings.warn_explicit(warning, LintWarning, file or "<netwright>", line)
 
 
-@_without_collections
+@without_collections
 def compile_inference(made: Compilation, options: Options, target: Target | None = None) -> None:
     """Forward only; what depends on parameters alone is computed when a parameter changes."""
     graph = clean(made.traced.graph, made, options)
@@ -237,13 +184,13 @@ def compile_inference(made: Compilation, options: Options, target: Target | None
     build(made, "optimized", target or host(), hoist=True)
 
 
-@_without_collections
+@without_collections
 def compile_training(
     made: Compilation, wrt: set[str], options: Options, target: Target | None = None
 ) -> None:
     """Forward and backward for autograd, as two executables that share saved values."""
     graph = clean(made.traced.graph, made, options)
-    with _timed(made, "passes", "differentiate"):
+    with timed(made, "passes", "differentiate"):
         graph = made.stages["differentiate"] = differentiate(graph, wrt)
     graph = clean(graph, made, options, "_backward")
     results = {v for k, v in graph.outputs.items() if not k.startswith(GRAD)}
@@ -252,7 +199,7 @@ def compile_training(
         graph = _run("assign_layout", assign_layout, graph, made)
     if options.enabled("save_pool_places"):
         graph = _run("save_pool_places", save_pool_places, graph, made)
-    with _timed(made, "passes", "split_backward"):
+    with timed(made, "passes", "split_backward"):
         forward, backward = split_backward(graph)
     made.stages["optimized"] = lower(forward, made, options)
     made.stages["backward"] = lower(backward, made, options)
@@ -260,7 +207,7 @@ def compile_training(
     build(made, "backward", target or host(), hoist=True)
 
 
-@_without_collections
+@without_collections
 def compile_step(
     made: Compilation,
     updates: list[Update],
@@ -271,12 +218,12 @@ def compile_step(
     """Forward, loss, backward and update as one executable."""
     graph = clean(made.traced.graph, made, options)
     wrt = {u.path for u in updates}
-    with _timed(made, "passes", "differentiate"):
+    with timed(made, "passes", "differentiate"):
         graph = made.stages["differentiate"] = differentiate(graph, wrt, loss="out")
     _finish_step(_with_optimizer(graph, updates, clip, made), made, options, target)
 
 
-@_without_collections
+@without_collections
 def compile_gradients(
     made: Compilation,
     wrt: set[str],
@@ -289,15 +236,15 @@ def compile_gradients(
     or, with ``add``, are added to them. The number SCALE multiplies the loss. groups: of paths of
     parameters, whose gradients somebody wants as soon as they are there."""
     graph = clean(made.traced.graph, made, options)
-    with _timed(made, "passes", "differentiate"):
+    with timed(made, "passes", "differentiate"):
         graph = differentiate(graph, wrt, loss="out", scale=SCALE)
         made.stages["differentiate"] = graph
-    with _timed(made, "passes", "accumulate_gradients"):
+    with timed(made, "passes", "accumulate_gradients"):
         graph = made.stages["accumulate_gradients"] = accumulate_gradients(graph, add)
     _finish_step(graph, made, options, target, [[GRAD + p for p in group] for group in groups])
 
 
-@_without_collections
+@without_collections
 def compile_update(
     name: str,
     parameters: Mapping[str, Tensor],
@@ -320,9 +267,9 @@ def _with_optimizer(
     graph: Graph, updates: list[Update], clip: Clip, made: Compilation
 ) -> Graph:
     if clip.norm or clip.value:
-        with _timed(made, "passes", "clip_gradients"):
+        with timed(made, "passes", "clip_gradients"):
             graph = made.stages["clip_gradients"] = clip_gradients(graph, clip.norm, clip.value)
-    with _timed(made, "passes", "apply_optimizer"):
+    with timed(made, "passes", "apply_optimizer"):
         graph = made.stages["apply_optimizer"] = apply_optimizer(graph, updates)
     return graph
 
@@ -400,13 +347,13 @@ def build(
     """Plans memory, emits, compiles (or loads from the cache) and links the graph of a stage.
     groups: of updates, between which the program is cut (`emit_program`)."""
     graph = made.stages[stage]
-    with _timed(made, "passes", "verify"):
+    with timed(made, "passes", "verify"):
         verify(graph)
-    with _timed(made, "plan"):
+    with timed(made, "plan"):
         plan = made.plans[stage] = plan_memory(graph, hoist, accepts_columns)
-    with _timed(made, "emit"):
+    with timed(made, "emit"):
         program = emit_program(graph, plan, target, groups)
-    with _timed(made, "link"):
+    with timed(made, "link"):
         constants = {n.name: n.attrs["value"] for n in graph.sources("constant")}
         executable = made.executables[stage] = Executable(program, target, constants)
     for what in ("llvm", "cache"):
@@ -475,17 +422,6 @@ def _run(
     name: str, apply: Callable[..., Graph], graph: Graph, made: Compilation
 ) -> Graph:
     stage = f"{name}_2" if name in made.stages else name
-    with _timed(made, "passes", stage):
+    with timed(made, "passes", stage):
         made.stages[stage] = apply(graph, made.ledger)
     return made.stages[stage]
-
-
-@contextmanager
-def _timed(made: Compilation, phase: str, stage: str = "") -> Iterator[None]:
-    """Counts the time of a block for a phase and, if it is a pass, for its stage."""
-    start = time.perf_counter()
-    yield
-    spent = time.perf_counter() - start
-    made.seconds[phase] += spent
-    if stage:
-        made.pass_seconds[stage] = made.pass_seconds.get(stage, 0.0) + spent

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import mpmath as mp
 import numpy as np
@@ -151,63 +151,70 @@ def _log_tail(x: mp.mpf) -> mp.mpf:
 
 
 def main() -> None:
+    fit_common(np.float32, 24, {"exp": 4, "log": 7, "sin": 2, "cos": 2})
+    fit_common(np.float64, 53, {"exp": 9, "log": 19, "sin": 6, "cos": 6})
+    fit_erf()
+
+
+def fit_common(dtype: type, bits: int, degrees: Mapping[str, int]) -> None:
+    """The functions that both dtypes compute alike: exp, log, sin and cos. ``bits`` is the length
+    of a mantissa, ``degrees`` are those of the polynomials."""
     half_log2 = mp.log(2) / 2
     quarter = mp.pi / 4
-    erf_slope = 2 / mp.sqrt(mp.pi)
-    for dtype, bits, degrees in (
-        (np.float32, 24, {"exp": 4, "log": 7, "sin": 2, "cos": 2}),
-        (np.float64, 53, {"exp": 9, "log": 19, "sin": 6, "cos": 6}),
-    ):
-        kind = dtype.__name__
-        # ln2's head has trailing zeros, so that n * head is exact for every exponent n.
-        _show(f"{kind} LN2", split(mp.log(2), 2, bits - 11, bits))
-        _show(f"{kind} HALF_PI", split(mp.pi / 2, 3, bits, bits))
-        margin = mp.mpf("1.0001")
-        _show(
-            f"{kind} EXP",
-            *fit(
-                _exp_tail,
-                lambda x: x**2 / mp.exp(x),
-                -half_log2 * margin,
-                half_log2 * margin,
-                range(degrees["exp"] + 1),
-                dtype,
-            ),
-        )
-        _show(
-            f"{kind} LOG",
-            *fit(
-                _log_tail,
-                lambda x: x**2 / mp.log1p(x),
-                mp.sqrt(0.5) - 1,
-                mp.sqrt(2) - 1,
-                range(degrees["log"] + 1),
-                dtype,
-            ),
-        )
-        # In z = x**2: sin(x) = x + x z SIN(z), cos(x) = 1 - z / 2 + z**2 COS(z).
-        _show(
-            f"{kind} SIN",
-            *fit(
-                lambda z: (mp.sin(mp.sqrt(z)) / mp.sqrt(z) - 1) / z,
-                lambda z: z**1.5 / mp.sin(mp.sqrt(z)),
-                mp.mpf("1e-12"),
-                quarter**2 * margin,
-                range(degrees["sin"] + 1),
-                dtype,
-            ),
-        )
-        _show(
-            f"{kind} COS",
-            *fit(
-                lambda z: (mp.cos(mp.sqrt(z)) - 1 + z / 2) / z**2,
-                lambda z: z**2 / mp.cos(mp.sqrt(z)),
-                mp.mpf("1e-6"),
-                quarter**2 * margin,
-                range(degrees["cos"] + 1),
-                dtype,
-            ),
-        )
+    kind = dtype.__name__
+    # ln2's head has trailing zeros, so that n * head is exact for every exponent n.
+    _show(f"{kind} LN2", split(mp.log(2), 2, bits - 11, bits))
+    _show(f"{kind} HALF_PI", split(mp.pi / 2, 3, bits, bits))
+    margin = mp.mpf("1.0001")
+    _show(
+        f"{kind} EXP",
+        *fit(
+            _exp_tail,
+            lambda x: x**2 / mp.exp(x),
+            -half_log2 * margin,
+            half_log2 * margin,
+            range(degrees["exp"] + 1),
+            dtype,
+        ),
+    )
+    _show(
+        f"{kind} LOG",
+        *fit(
+            _log_tail,
+            lambda x: x**2 / mp.log1p(x),
+            mp.sqrt(0.5) - 1,
+            mp.sqrt(2) - 1,
+            range(degrees["log"] + 1),
+            dtype,
+        ),
+    )
+    # In z = x**2: sin(x) = x + x z SIN(z), cos(x) = 1 - z / 2 + z**2 COS(z).
+    _show(
+        f"{kind} SIN",
+        *fit(
+            lambda z: (mp.sin(mp.sqrt(z)) / mp.sqrt(z) - 1) / z,
+            lambda z: z**1.5 / mp.sin(mp.sqrt(z)),
+            mp.mpf("1e-12"),
+            quarter**2 * margin,
+            range(degrees["sin"] + 1),
+            dtype,
+        ),
+    )
+    _show(
+        f"{kind} COS",
+        *fit(
+            lambda z: (mp.cos(mp.sqrt(z)) - 1 + z / 2) / z**2,
+            lambda z: z**2 / mp.cos(mp.sqrt(z)),
+            mp.mpf("1e-6"),
+            quarter**2 * margin,
+            range(degrees["cos"] + 1),
+            dtype,
+        ),
+    )
+
+
+def fit_erf() -> None:
+    """erf, which each dtype computes in its own way."""
     p, q = fit_rational(
         lambda z: mp.erf(mp.sqrt(z)) / mp.sqrt(z),
         lambda z: mp.sqrt(z) / mp.erf(mp.sqrt(z)),
@@ -231,6 +238,7 @@ def main() -> None:
             np.float64,
         ),
     )
+    erf_slope = 2 / mp.sqrt(mp.pi)
     print(f"# slope of erf at 0: {mp.nstr(erf_slope, 20)}")
     _show(
         "float64 ERFCX",
@@ -243,7 +251,6 @@ def main() -> None:
             np.float64,
         ),
     )
-
 
 def _erfcx(x: mp.mpf) -> mp.mpf:
     return mp.exp(x * x) * mp.erfc(x)

@@ -35,7 +35,7 @@ from netwright.ir.columns import aligned
 from netwright.ir.graph import Graph
 from netwright.ir.ops.spatial import conv_extent
 from netwright.ir.report import flops
-from netwright.ir.types import Dim
+from netwright.ir.types import Dim, fixed
 from netwright.runtime import probe, settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -137,8 +137,8 @@ def layers_of(graph: Graph) -> dict[Shape, int]:
         attrs = {**node.attrs, "layout": "NHWC"} if node.op == "conv2d" else dict(node.attrs)
         shape = Shape(
             node.op,
-            tuple(map(int, image[1:])),  # type: ignore[arg-type]
-            tuple(map(int, weight)),  # type: ignore[arg-type]
+            tuple(map(fixed, image[1:])),
+            tuple(map(fixed, weight)),
             tuple(sorted(attrs.items())),
             len(node.operands) == 3,
         )

@@ -105,6 +105,18 @@ def compile(
                 "training step; give loss and optimizer, too"
             )
         return CompiledModule(model, options)
+    return CompiledStep(
+        model,
+        _checked_loss(loss),
+        _checked_optimizer(optimizer),
+        options,
+        accumulate,
+        clip_grad_norm,
+        clip_grad_value,
+    )
+
+
+def _checked_loss(loss: object) -> Callable[..., Any]:
     if isinstance(loss, type):
         raise TypeError(
             f"compile(): loss is the class {loss.__name__}; make one: loss={loss.__name__}()"
@@ -116,6 +128,10 @@ def compile(
             "compile(): loss must be a module or a function f(output, target), got "
             f"{type(loss).__name__}{hint if several else ''}"
         )
+    return loss
+
+
+def _checked_optimizer(optimizer: object) -> Optimizer:
     if not isinstance(optimizer, Optimizer):
         if isinstance(optimizer, type):
             name = optimizer.__name__
@@ -123,9 +139,7 @@ def compile(
         else:
             got = type(optimizer).__name__
         raise TypeError(f"compile(): optimizer must be a netwright.optim.Optimizer, got {got}")
-    return CompiledStep(
-        model, loss, optimizer, options, accumulate, clip_grad_norm, clip_grad_value
-    )
+    return optimizer
 
 
 def _instead_of_a_module(value: object) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..compiler import Compilation
+from ..compilation import Compilation
 from ..ir.columns import size_text
 from ..runtime.executable import Executable
 
@@ -68,7 +68,7 @@ _ORIGIN = {
 
 @dataclass(frozen=True)
 class CompileReport:
-    """The seconds of a compilation by phase (`compiler.PHASES`), of which ``passes`` is split by
+    """The seconds of a compilation by phase (`compilation.PHASES`), of which ``passes`` is split by
     stage in ``passes``; and its programs."""
 
     phases: Mapping[str, float]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..compiler import Compilation
+from ..compilation import Compilation
 from ..frontend.tensor import Tensor
 from ..ir.types import shape_at
 from ..passes.differentiate import GRAD

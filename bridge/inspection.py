@@ -8,7 +8,7 @@ from typing import Any
 
 from ..codegen.llvm import assembly
 from ..codegen.target import host
-from ..compiler import Compilation
+from ..compilation import Compilation
 from ..errors import NetwrightError
 from ..ir.draw import to_svg
 from ..ir.graph import Graph

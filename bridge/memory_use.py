@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..compiler import Compilation
+from ..compilation import Compilation
 from ..ir.columns import size_text
 from ..passes.live_set import largest_live_set
 from ..passes.split_backward import SAVED

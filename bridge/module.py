@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from .. import compiler
-from ..compiler import Compilation, Options
+from ..compilation import Compilation
+from ..compiler import Options
 from ..frontend import autograd, dispatch, grad_mode
 from ..frontend.nn.module import Module
 from ..frontend.tensor import Tensor

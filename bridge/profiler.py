@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import compiler
 from ..codegen.program import Fallback, Launch, Move
-from ..compiler import Compilation
+from ..compilation import Compilation
 from ..errors import NetwrightError
 from ..frontend.random import default_generator
 from ..ir.graph import Graph, Node
@@ -53,63 +53,83 @@ def measure(
     if not seconds > 0:
         raise ValueError(f"profile(): seconds must be positive, got {seconds}")
     recorders = {phase: compiler.recorder(made, stage) for stage, phase in phases.items()}
-    samples: list[np.ndarray] = []
-    plain: list[float] = []
-    timed: list[float] = []
-    random_state = default_generator.get_state()
     with ExitStack() as stack:
-        stack.callback(default_generator.set_state, random_state)
+        stack.callback(default_generator.set_state, default_generator.get_state())
         restores = [
             stack.enter_context(made.executables[stage].on_copies(made.stages[stage].updates))
             for stage in phases
         ]
-
-        def once(recorders: Sequence[Recorder]) -> float:
-            for restore in restores:
-                restore()
-            with ExitStack() as recording:
-                for recorder in recorders:
-                    recording.enter_context(recorder.recording())
-                start = time.perf_counter()
-                call()
-                return time.perf_counter() - start
-
-        def both() -> None:
-            plain.append(once([]))
-            timed.append(once(list(recorders.values())))
-            samples.append(np.concatenate([r.ticks() for r in recorders.values()]))
-
-        both()  # now it is known how many threads they use
+        runs = _Runs(call, list(recorders.values()), restores)
+        runs.both()  # now it is known how many threads they use
         before = _probe(recorders, seconds)
-        for _ in range(_WARM_UP_RUNS):
-            both()
-        for found in (plain, timed, samples):
-            found.clear()
-        clock = pool.clock()
-        start, ticks = time.perf_counter(), clock()
-        while len(samples) < _MIN_RUNS or time.perf_counter() - start < seconds:
-            both()
-        rate = (clock() - ticks) / (time.perf_counter() - start)
+        rate = runs.repeat(seconds)
         after = _probe(recorders, seconds)
     limits = {
         phase: Limits(one[0], (one[1], other[1]), (one[2], other[2]))
         for phase, one, other in zip(recorders, before, after, strict=True)
     }
-    times = np.array(samples) / rate * 1e3
-    outside = np.array(timed) * 1e3 - times.sum(axis=1)
+    times = np.array(runs.samples) / rate * 1e3
+    outside = np.array(runs.timed) * 1e3 - times.sum(axis=1)
     return Profile(
         made.traced.graph.name,
         mode,
         n,
         tuple(_rows(made, phases, recorders, limits, np.median(times, axis=0), n)),
         limits,
-        len(samples),
-        statistics.median(plain) * 1e3,
-        statistics.median(timed) * 1e3,
+        len(runs.samples),
+        statistics.median(runs.plain) * 1e3,
+        statistics.median(runs.timed) * 1e3,
         float(np.median(outside)),
         MemoryUse.of(made, n),
         CompileReport.of(made),
     )
+
+
+class _Runs:
+    """A call, run without and with recorders in turns.
+
+    plain, timed: seconds of the runs without and with recorders; samples: of each run with
+    recorders, the ticks of every kernel, in the order of the recorders.
+    """
+
+    def __init__(
+        self,
+        call: Callable[[], None],
+        recorders: Sequence[Recorder],
+        restores: Sequence[Callable[[], None]],
+    ) -> None:
+        self._call, self._recorders, self._restores = call, recorders, restores
+        self.samples: list[np.ndarray] = []
+        self.plain: list[float] = []
+        self.timed: list[float] = []
+
+    def both(self) -> None:
+        """One run without and one with recorders."""
+        self.plain.append(self._once([]))
+        self.timed.append(self._once(self._recorders))
+        self.samples.append(np.concatenate([r.ticks() for r in self._recorders]))
+
+    def _once(self, recorders: Sequence[Recorder]) -> float:
+        for restore in self._restores:
+            restore()
+        with ExitStack() as recording:
+            for recorder in recorders:
+                recording.enter_context(recorder.recording())
+            start = time.perf_counter()
+            self._call()
+            return time.perf_counter() - start
+
+    def repeat(self, seconds: float) -> float:
+        """Runs for so many seconds, after a few runs that are forgotten; the ticks per second."""
+        for _ in range(_WARM_UP_RUNS):
+            self.both()
+        for found in (self.plain, self.timed, self.samples):
+            found.clear()
+        clock = pool.clock()
+        start, ticks = time.perf_counter(), clock()
+        while len(self.samples) < _MIN_RUNS or time.perf_counter() - start < seconds:
+            self.both()
+        return (clock() - ticks) / (time.perf_counter() - start)
 
 
 def _probe(

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from ..compiler import Compilation
+from ..compilation import Compilation
 from ..errors import ShapeError, TraceError
 from ..frontend.nn.module import Module
 from ..frontend.tensor import Tensor

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from .. import compiler
-from ..compiler import Clip, Compilation, Options
+from ..compilation import Compilation
+from ..compiler import Clip, Options
 from ..errors import UnsupportedError
 from ..frontend.nn.module import Module
 from ..frontend.optim.optimizer import Optimizer

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..compiler import SCALE, Compilation
+from ..compilation import Compilation
+from ..compiler import SCALE
 from ..frontend import dispatch
 from ..frontend.optim.optimizer import Optimizer
 from ..frontend.tensor import Tensor

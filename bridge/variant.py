@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import compiler
-from ..compiler import Compilation
+from ..compilation import Compilation
 from ..errors import DTypeError, LintWarning, ShapeError
 from ..frontend import tree
 from ..frontend.changes import writes

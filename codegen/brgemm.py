@@ -152,8 +152,7 @@ class _Product:
         head, inner = loops[0], loops[1:]
         total = int(head.count) * (constant_trips(inner) or 0)
         if not inner and total > high:
-            size = _block_size(total)
-            blocks, rest = divmod(total, size)
+            size, blocks, rest = sum_blocks(total)
             step = Reduction(blocks, size * head.a_step, size * head.b_step)
             body = Reduction(size, head.a_step, head.b_step)
             self._blocks([step, body], a, b)
@@ -346,13 +345,16 @@ class _Product:
         return unroll
 
 
-def _block_size(total: int) -> int:
-    """Steps per block: a divisor of the total if there is one that is not too small or large."""
+def sum_blocks(total: int) -> tuple[int, int, int]:
+    """The blocks in which so many steps are summed: steps of a block, blocks, and the steps that
+    are left for a last one. A block is a divisor if there is one that is not too small or large."""
     low, high = _BLOCK_STEPS
-    for size in range(high, low - 1, -1):
-        if total % size == 0 and size % 4 == 0:
-            return size
-    return total // -(-total // high)
+    size = total // -(-total // high)
+    for divisor in range(high, low - 1, -1):
+        if total % divisor == 0 and divisor % 4 == 0:
+            size = divisor
+            break
+    return size, *divmod(total, size)
 
 
 class MicroKernels:

@@ -11,6 +11,9 @@ batch, a panel of some vectors of them at a time::
 
 The weight is read once for every panel, from front to end. Panels and strips are a line of work,
 all strips of one panel after those of another; a range of tasks packs the panels of its own.
+
+The number of rows is known at run time. If it turns out to be a fraction of a vector, strips come
+from squares of the weight (``few_rows_unpacked.py``), in the same order of additions.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from ..ir.types import DType, Extent, numel
 from .brgemm import MicroKernels
 from .emitter import Lane, VectorEmitter, scalar_type
 from .epilogue import TileEpilogue
+from .few_rows_unpacked import call_few_rows, most_rows
 from .kernel import (
     Kernel,
     LocalFunctions,
@@ -69,9 +73,15 @@ def is_faster(rows: int, depth: int, outputs: int, dtype: DType, target: Target)
     Counted are, for a step of the reduction, the multiply-adds, also in lanes that stay empty (of
     rows here, of outputs there), and the elements that are packed. One of these takes about as long
     as half a vector of multiply-adds: it goes from one cache to the other, and no shuffles helped.
+    What is transposed for a few rows goes nowhere and takes half of that.
     """
     lanes = target.lanes(dtype)
-    here = -(-rows // lanes) * lanes * outputs + lanes // 2 * rows
+    few = rows <= most_rows(lanes)
+    squares = outputs // STRIP * STRIP if few else 0
+    rest = outputs - squares
+    here = squares * (rows + lanes // 4)
+    if rest:
+        here += -(-rows // lanes) * lanes * rest + lanes // 2 * rows
     there = rows * -(-outputs // lanes) * lanes + lanes // 2 * outputs
     return panel_vectors(depth, target) > 1 and here < there
 
@@ -146,6 +156,8 @@ class _Writer:
         self.turned_at = self.strip_at + STRIP * self.vectors * target.vector_bytes
         self.scratch = self.sums_at = 2 * self.turned_at - self.strip_at
         self.pack: Function | None = None
+        self.few: Function | None = None
+        self.turn: Function | None = None
 
     def kernel(self) -> Kernel:
         spec, f = self.spec, self.f
@@ -157,21 +169,27 @@ class _Writer:
             self._place(quotient(f, times(f, work, place), tasks), vectors)
             for place in ("%begin", "%end")
         )
+        first = self._few_rows(m, first, stop)
         chunk = f.fresh("chunk")
-        with f.loop(stop, start=first, step=chunk) as line:
-            panel = quotient(f, line.index, self.strips)
-            strip = minus(f, line.index, times(f, panel, self.strips))
-            end = least(f, plus(f, strip, minus(f, stop, line.index)), self.strips)
-            f.emit(f"sub nsw i64 {end}, {strip}", chunk)
-            self._panel(m, panel, strip, end)
+        if not (self._always_few and spec.outputs % STRIP == 0):
+            with f.loop(stop, start=first, step=chunk) as line:
+                panel = quotient(f, line.index, self.strips)
+                strip = minus(f, line.index, times(f, panel, self.strips))
+                end = least(f, plus(f, strip, minus(f, stop, line.index)), self.strips)
+                f.emit(f"sub nsw i64 {end}, {strip}", chunk)
+                self._panel(m, panel, strip, end)
         return assembled(
-            [*([self.pack] if self.pack else []), *self.micro.functions,
+            [*(g for g in (self.pack, self.few, self.turn) if g is not None), *self.micro.functions,
              *self.finishers.functions, f],
             TaskCount(tasks),
             self.scratch,
             numel((spec.rows, spec.outputs, spec.depth)) * 2,
             cuts=1,  # every range packs a panel
         )  # fmt: skip
+
+    @property
+    def _always_few(self) -> bool:
+        return isinstance(self.spec.rows, int) and self.spec.rows <= most_rows(self.lanes)
 
     def _place(self, cost: Size, vectors: Size) -> Size:
         """The strip (of the line) up to which the work is ``cost``: strips of a vector of rows.
@@ -226,13 +244,49 @@ class _Writer:
             at = f.element(into, self.scalar, done * width * self.lanes)
             self._tile(plus(f, first, done), tall, width, at)
             done += tall
-        name = self.finishers.name(
-            f"finish_{width}_{count}", lambda symbol: self._finish(symbol, width, count)
-        )
-        args = [into, f.element("%scratch", "i8", self.turned_at)]
-        rest = self.epilogue.arguments(f, top, first, spec.y_pitch)
-        typed = [f"ptr {a}" for a in args] + [f"{t} {v}" for t, v in rest] + [f"i64 {height}"]
-        f.do(f"call void @{name}({', '.join(typed)})")
+        vectors = -(-count // self.lanes)
+        turned = f.element("%scratch", "i8", self.turned_at)
+        name = f"nw_turn_{spec.dtype.short}x{self.lanes}"
+        numbers = f"i64 {height}, i64 {width * self.lanes}, i64 {vectors}"
+        f.do(f"call void @{name}(ptr {into}, ptr {turned}, {numbers})")
+        self.turn = _turn(name, spec.dtype, self.lanes)
+        self._finish(turned, count, top, first, height)
+
+    def _finish(self, turned: str, count: int, top: Size, first: Size, height: Size) -> None:
+        """Rows from ``top`` on of outputs from ``first`` on, through the epilogue."""
+        f = self.f
+        name = self.finishers.name(f"rows_{count}", lambda symbol: self._rows(symbol, count))
+        args = self.epilogue.arguments(f, top, first, self.spec.y_pitch)
+        args = [("ptr", turned), *args, ("i64", str(height))]
+        f.do(f"call void @{name}({', '.join(f'{t} {v}' for t, v in args)})")
+
+    def _few_rows(self, m: Size, first: Size, stop: Size) -> Size:
+        """Whole strips of the range [first, stop), if there are few rows; what is left begins at
+        the strip that is returned."""
+        spec, f = self.spec, self.f
+        most, whole = most_rows(self.lanes), spec.outputs // STRIP
+        if not whole or (isinstance(m, int) and not self._always_few):
+            return first
+        few = f.emit(f"icmp sle i64 {m}, {most}")
+        end = f.emit(f"select i1 {few}, i64 {least(f, stop, whole)}, i64 {first}")
+        e = VectorEmitter(f, self.lanes, spec.dtype)
+        sums, own = (f.element("%scratch", "i8", at) for at in (self.turned_at, self.strip_at))
+        with f.loop(end, start=first) as strip:
+            output = times(f, strip.index, STRIP)
+            for j in range(0, STRIP, self.lanes):
+                start, into = e.constant(0.0, spec.dtype), f.element(sums, self.scalar, j)
+                if self.bias is not None:
+                    bias = f.element(f"%in{self.bias}", self.scalar, plus(f, output, j))
+                    start = e.load(bias, spec.dtype)
+                with f.loop(m) as row:
+                    e.store(start, f.element(into, self.scalar, times(f, row.index, STRIP)))
+                at = times(f, plus(f, output, j), spec.depth)
+                self.few = call_few_rows(
+                    f, into, f.element(self.w, self.scalar, at), self.x, str(m), spec.depth,
+                    (spec.x_pitch, spec.depth, STRIP), spec.dtype, self.lanes, own,
+                )  # fmt: skip
+            self._finish(sums, STRIP, 0, output, m)
+        return greatest(f, first, end)
 
     def _tile(self, output: Size, tall: int, width: int, into: str) -> None:
         """Outputs [output, output + tall) of all rows of the panel, to the address ``into``."""
@@ -258,25 +312,34 @@ class _Writer:
         name = self.micro.name(tile, _Strip(self.bias is not None))
         f.do(f"call void @{name}({', '.join(typed)})")
 
-    def _finish(self, symbol: str, width: int, count: int) -> Function:
-        """``void @symbol(ptr strip, ptr turned, <epilogue's parameters>, i64 rows)``: transposes a
-        strip of ``count`` outputs and finishes its first ``rows`` rows."""
+    def _rows(self, symbol: str, count: int) -> Function:
+        """``void @symbol(ptr turned, <epilogue's parameters>, i64 rows)``: finishes ``rows`` rows
+        of ``count`` outputs."""
         lanes, dtype = self.lanes, self.spec.dtype
-        params = [("ptr noalias readonly", "strip"), ("ptr noalias", "turned")]
-        params += [*self.epilogue.params(), ("i64", "rows")]
+        params = [("ptr noalias", "turned"), *self.epilogue.params(), ("i64", "rows")]
         f = Function(symbol, params, attributes="noinline nounwind")
-        e = VectorEmitter(f, lanes, dtype)
         vectors = -(-count // lanes)
-        with f.loop("%rows", step=lanes) as loop:
-            source = f.element("%strip", self.scalar, loop.index)
-            into = f.element("%turned", self.scalar, times(f, loop.index, vectors * lanes))
-            for j in range(vectors):
-                outputs = range(j * lanes, (j + 1) * lanes)
-                places = [f.element(source, self.scalar, o * width * lanes) for o in outputs]
-                square = transpose(e, [e.load(at, dtype) for at in places])
-                for i, row in enumerate(square):
-                    e.store(row, f.element(into, self.scalar, (i * vectors + j) * lanes))
         tail = count - (vectors - 1) * lanes
         one = Tile(dtype, lanes, (0,), (0,), vectors, tail, (), c_pitch=self.spec.y_pitch)
-        self.epilogue.finish_rows(e, one, "%turned", "%rows")
+        self.epilogue.finish_rows(VectorEmitter(f, lanes, dtype), one, "%turned", "%rows")
         return f
+
+
+def _turn(symbol: str, dtype: DType, lanes: int) -> Function:
+    """``void @symbol(ptr strip, ptr turned, i64 rows, i64 pitch, i64 vectors)``: transposes a strip
+    whose outputs are ``pitch`` elements apart; a row becomes ``vectors`` vectors of outputs."""
+    params = [("ptr noalias readonly", "strip"), ("ptr noalias", "turned")]
+    params += [("i64", name) for name in ("rows", "pitch", "vectors")]
+    f = Function(symbol, params, shared=True)
+    e, kind = VectorEmitter(f, lanes, dtype), scalar_type(dtype)
+    apart = f.emit(f"mul nsw i64 %vectors, {lanes}")
+    with f.loop("%rows", step=lanes) as rows, f.loop("%vectors") as vector:
+        output = f.emit(f"mul nsw i64 {vector.index}, {lanes}")
+        at = f.emit(f"add nsw i64 {rows.index}, {f.emit(f'mul nsw i64 {output}, %pitch')}")
+        source = f.element("%strip", kind, at)
+        places = [f.element(source, kind, f.emit(f"mul nsw i64 %pitch, {o}")) for o in range(lanes)]
+        at = f.emit(f"add nsw i64 {output}, {f.emit(f'mul nsw i64 {rows.index}, {apart}')}")
+        into = f.element("%turned", kind, at)
+        for i, row in enumerate(transpose(e, [e.load(place, dtype) for place in places])):
+            e.store(row, f.element(into, kind, f.emit(f"mul nsw i64 {apart}, {i}")))
+    return f

@@ -212,26 +212,7 @@ class _Reduction:
         carried: Lanes,
     ) -> Lanes:
         """Over the rows of one block; ``carried`` holds one state per column vector."""
-        strides = [self.w.size(s) for s in rows.strides]
-
-        def elements(row: Position) -> list[Lane]:
-            places = [
-                self.fn.element(base, memory_type(t.dtype), times(self.fn, row.at, stride))
-                for base, stride, t in zip(bases, strides, self.w.inputs, strict=True)
-            ]
-            return [
-                self._value(
-                    e,
-                    [
-                        column.load(place, t.dtype) if stride else e.load_splat(place, t.dtype)
-                        for place, stride, t in zip(
-                            places, inner.strides, self.w.inputs, strict=True
-                        )
-                    ],
-                )
-                for column in columns
-            ]
-
+        elements = self._row_elements(e, rows, inner, bases, columns)
         length = self.w.size(rows.extent)
         unroll = 4 if len(columns) == 1 and self.node.op not in ARGUMENTS else 2
         if self.node.op in SUMS:
@@ -267,6 +248,36 @@ class _Reduction:
         start = accumulator.init(e) * len(columns)
         found = sweep(e, length, step, start, merge, width=1, unroll=unroll)
         return merge(e, carried, found) if carried else found
+
+    def _row_elements(
+        self,
+        e: VectorEmitter,
+        rows: Axis,
+        inner: Axis,
+        bases: list[str],
+        columns: list[Position],
+    ) -> Callable[[Position], list[Lane]]:
+        """A function that loads what is reduced of one row, one value per column vector."""
+        strides = [self.w.size(s) for s in rows.strides]
+
+        def elements(row: Position) -> list[Lane]:
+            places = [
+                self.fn.element(base, memory_type(t.dtype), times(self.fn, row.at, stride))
+                for base, stride, t in zip(bases, strides, self.w.inputs, strict=True)
+            ]
+            operands = list(zip(places, inner.strides, self.w.inputs, strict=True))
+            return [
+                self._value(
+                    e,
+                    [
+                        column.load(place, t.dtype) if stride else e.load_splat(place, t.dtype)
+                        for place, stride, t in operands
+                    ],
+                )
+                for column in columns
+            ]
+
+        return elements
 
     # -- shared
 

@@ -70,9 +70,12 @@ class StridedLoop:
     def _repeated_operands(self, space: list[Axis]) -> frozenset[int]:
         """Operands of one row that repeat in every row, if rows are few whole vectors.
 
-        All others must be whole or single elements; then the rows are one long row.
+        All others must be whole or single elements, and no result columns of a wider tensor; then
+        the rows are one long row.
         """
         if len(space) != 2 or self.bases or self.lanes == 1:
+            return frozenset()
+        if any(isinstance(t, SlicedType) for t in self.outputs):
             return frozenset()
         rows, row = space
         width = row.extent

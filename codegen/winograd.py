@@ -61,8 +61,9 @@ def is_faster(
 ) -> bool:
     """Whether F(tile x tile, 3x3) beats the direct sum for a stride of 1 and one group.
 
-    ``size`` is that of the output. Measured on Zen 4 with AVX-512, it is 1.3 times faster with 16
-    channels at 32 x 32, 1.9 to 2.2 times with 64 and more, and breaks even at 2 x 2 outputs.
+    ``size`` is that of the output. `python benchmarks/decisions.py winograd` measures it; on Zen 4
+    with AVX-512 it is 1.3 times faster with 16 channels at 32 x 32, 1.6 to 1.9 times with 64 and
+    256, and about breaks even at 2 x 2 outputs.
     """
     if dtype is not float32 or inputs % target.lanes(dtype):
         return False

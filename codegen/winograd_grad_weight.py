@@ -61,9 +61,9 @@ def is_faster(
 ) -> bool:
     """Whether F(tile x tile, 3x3) beats the direct sum for the gradient of a weight.
 
-    ``size`` is that of the gradient's images. Measured on Zen 4 with AVX-512, F(2x2, 3x3) is 1.5
-    times faster with 32 channels, 1.7 to 2 times with 64 to 512, at sizes from 2 x 2 to 56 x 56. A
-    single unit would be the work of one thread.
+    ``size`` is that of the gradient's images. `python benchmarks/decisions.py winograd_grad_weight`
+    measures it; on Zen 4 with AVX-512, F(2x2, 3x3) is 1.4 to 1.6 times faster with 32 to 512
+    channels, and breaks even at 2 x 2. A single unit would be the work of one thread.
     """
     if dtype is not float32 or inputs % target.lanes(dtype) or min(inputs, outputs) < 16:
         return False

@@ -66,7 +66,7 @@ class Bucket:
         )
 
     def finish(self) -> None:
-        """Waits for the means."""
+        """Waits until what was started last is over: the means are there, or the own slices."""
         self._group.wait([self._request], _DOING)
 
 
@@ -92,6 +92,13 @@ class Averaging:
         self._sent += 1
         for sent in buckets[: self._sent]:
             sent.progress()
+
+    def give_up(self) -> None:
+        """Forgets buckets that were sent ahead of a call that will not come, once MPI no longer
+        reads or writes their memory. All ranks give up, or none."""
+        for bucket in self._buckets[: self._sent]:
+            bucket.finish()
+        self._sent = 0
 
     def __call__(self, arrays: Sequence[np.ndarray]) -> None:
         """Replaces every element by its mean over the ranks, with the same bits on all."""

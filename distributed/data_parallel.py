@@ -26,8 +26,10 @@ class DataParallel:
     updates; with ``accumulate`` only the calls that update communicate. Clipping is that of the
     mean. The result is the loss of this rank's own batch, as in PyTorch.
 
-    All ranks make the same number of calls. Batches of equal size on n ranks train like one process
-    with n times the batch, up to rounding; BatchNorm normalises each rank's batch by itself.
+    All ranks make the same number of calls. A call that raises may be caught and training go on if
+    it raises on all ranks: no update has been made. Batches of equal size on n ranks train like one
+    process with n times the batch, up to rounding; BatchNorm normalises each rank's batch by
+    itself.
 
     bucket_cap_mb: gradients travel in buckets of so many MiB. broadcast_buffers: before each call
     running statistics become those of rank 0. verify_every: after so many updates, and the first,
@@ -83,7 +85,11 @@ class DataParallel:
                 self.sync_buffers()
             if self.overlap and self.step.accumulated + 1 >= self.step.accumulate:
                 size, start = self._averaging.bucket_bytes, self._averaging.start
-                loss = self.step.gradients_in_buckets(size, start, *args, **kwargs)
+                try:
+                    loss = self.step.gradients_in_buckets(size, start, *args, **kwargs)
+                except BaseException:
+                    self._averaging.give_up()
+                    raise
             else:
                 loss = self.step.gradients(*args, **kwargs)
             if self.step.accumulated >= self.step.accumulate:

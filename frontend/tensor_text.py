@@ -60,20 +60,20 @@ def _plain(value: object) -> str:
     return str(value)
 
 
-def _shown(array: np.ndarray) -> list[object]:
+def _shown(array: np.ndarray) -> list[float]:
     """The elements that are printed: all, or the edges of a large array."""
     if array.size > _THRESHOLD:
         for axis, size in enumerate(array.shape):
             if size > 6:
                 array = np.take(array, [0, 1, 2, -3, -2, -1], axis=axis)
-    found: list[object] = array.reshape(-1).tolist()
+    found: list[float] = array.reshape(-1).tolist()
     return found
 
 
 def _float_formatter(array: np.ndarray) -> Callable[[float], str]:
     # The rules of torch._tensor_str: whole numbers as "3.", scientific notation where the range
     # of magnitudes is too wide for four digits after the point.
-    finite = np.array([v for v in _shown(array) if math.isfinite(v) and v != 0], np.float64)  # type: ignore[arg-type]
+    finite = np.array([v for v in _shown(array) if math.isfinite(v) and v != 0], np.float64)
     sizes = np.abs(finite)
     if sizes.size == 0:
         whole, scientific = True, False

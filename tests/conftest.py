@@ -1,15 +1,25 @@
-"""Fixtures for all tests: random valid graphs and inputs for them."""
+"""Fixtures for all tests: random valid graphs and inputs for them; LLVM work is done once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
+from netwright.codegen import llvm
+from netwright.codegen.target import Target
 from netwright.errors import ShapeError
 from netwright.ir.graph import Graph, Source, Value
 from netwright.ir.types import Dim, TensorType, float32
+from netwright.runtime import compile_workers
+from netwright.runtime.cache import ObjectCache
+
+# PyTorch's idle threads sleep instead of spinning: other processes run other tests. Read when
+# PyTorch is imported, which is later.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 N = Dim(1)
 MAX_BOUND = 1e3  # magnitudes stay far from where float32 loses the plot
@@ -253,3 +263,33 @@ def graph_values() -> Callable[..., dict[str, np.ndarray]]:
         }
 
     return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _llvm_work_is_done_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Parts of programs that have the same text, in whichever tests, are compiled once per session;
+    and by the process that runs the test, since the other CPUs run other tests.
+
+    Programs are still taken apart, linked and counted as compiled. Compiling in several processes
+    is the subject of runtime/test_compile_workers.py, which undoes this for itself, and of the
+    tests that start a program.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # the processes that share the tests share it
+    store = ObjectCache(folder / "compiled_parts")
+    compile_ir = llvm.compile_ir
+
+    def compile_once(text: str, target: Target, optimize: bool = True) -> bytes:
+        key = store.key({"ir": text, "target": repr(target), "optimize": str(optimize)})
+        found = store.get(key)
+        if found is None:
+            found = compile_ir(text, target, optimize)
+            store.put(key, found)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llvm, "compile_ir", compile_once)
+        patch.setattr(compile_workers, "MAX_WORKERS", 0)
+        yield
+    shutil.rmtree(folder / "compiled_parts", ignore_errors=True)

@@ -208,10 +208,14 @@ def test_graphs_of_every_stage_read_back_and_can_be_shown(program: Program) -> N
     served = nw.compile(model.eval())
     with nw.no_grad():
         served(x)
+    read: dict[str, Any] = {}
     for compiled in (step, trained, served):
         for stage in compiled.stages:
             graph = compiled.graph(stage)
-            assert nw.ir.parse(str(graph)) == graph, stage
+            text = str(graph)
+            if text not in read:  # else a pass that found nothing to do
+                read[text] = nw.ir.parse(text)
+            assert read[text] == graph, stage
         graph = compiled.graph()
         assert nw.ir.table(graph)
         assert nw.ir.summary(graph, 4)

@@ -1,6 +1,7 @@
 """The layers and their import direction, as DESIGN decides them."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,19 @@ def test_a_confined_dependency_is_imported_only_where_it_belongs(package: str) -
         if any(name.split(".")[0] == package for name in _imports(path)):
             wrong.append(where)
     assert wrong == []
+
+
+@pytest.mark.parametrize("folder", ["codegen", "passes", "runtime", "bridge"])
+def test_the_map_of_a_folder_names_each_of_its_files(folder: str) -> None:
+    """The docstring of ``__init__.py`` is where a newcomer looks; docs/passes.md lists passes."""
+    docstring = ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text())) or ""
+    named = re.findall(r"``(\w+)``", docstring)
+    files = {path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__"}
+    if folder == "passes":
+        page = (ROOT / "docs" / "passes.md").read_text()
+        files -= set(re.findall(r"^## (\w+)$", page, re.MULTILINE))
+    where = f"the map in {folder}/__init__.py"
+    assert not files - set(named), f"{where} lacks these files; add each where it belongs"
+    assert len(named) == len(set(named)), f"{where} names a file twice"
+    known = files | {"Program", "Executable"}
+    assert set(named) <= known, f"{where} names files that are not there"

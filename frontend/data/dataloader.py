@@ -73,6 +73,17 @@ class DataLoader:
         self._iterable = isinstance(dataset, IterableDataset)
         if self._iterable:
             self._check_iterable(shuffle, sampler, batch_sampler)
+        self._choose_samplers(shuffle, sampler, batch_sampler)
+        self._batched = self.batch_sampler is not None or (
+            self._iterable and self.batch_size is not None
+        )
+        default = default_collate if self._batched else default_convert
+        self.collate_fn: Callable[[Any], Any] = default if collate_fn is None else collate_fn
+
+    def _choose_samplers(self, shuffle: bool | None, sampler: Any, batch_sampler: Any) -> None:
+        """Sets ``sampler`` and ``batch_sampler``; ValueError for arguments that exclude others."""
+        dataset: Any = self.dataset
+        batch_size, drop_last = self.batch_size, self.drop_last
         if sampler is not None and shuffle:
             raise ValueError("sampler option is mutually exclusive with shuffle")
         if batch_sampler is not None:
@@ -92,22 +103,14 @@ class DataLoader:
             check_batch_size(batch_size)
         if sampler is None and not self._iterable:
             sampler = (
-                RandomSampler(dataset, generator=generator)  # type: ignore[arg-type]
+                RandomSampler(dataset, generator=self.generator)
                 if shuffle
-                else SequentialSampler(dataset)  # type: ignore[arg-type]
+                else SequentialSampler(dataset)
             )
         if batch_sampler is None and batch_size is not None and sampler is not None:
             batch_sampler = BatchSampler(sampler, batch_size, drop_last)
         self.sampler = sampler
         self.batch_sampler = batch_sampler
-        self._batched = batch_sampler is not None or (self._iterable and batch_size is not None)
-        self.collate_fn: Callable[[Any], Any] = (
-            collate_fn
-            if collate_fn is not None
-            else default_collate
-            if self._batched
-            else default_convert
-        )
 
     def _check_iterable(self, shuffle: Any, sampler: Any, batch_sampler: Any) -> None:
         for name, value in (("sampler", sampler), ("batch_sampler", batch_sampler)):

@@ -165,10 +165,9 @@ class LayerNorm(Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        single = isinstance(normalized_shape, int)
-        self.normalized_shape: tuple[int, ...] = (
-            (normalized_shape,) if single else tuple(normalized_shape)  # type: ignore
-        )
+        if isinstance(normalized_shape, int):
+            normalized_shape = (normalized_shape,)
+        self.normalized_shape: tuple[int, ...] = tuple(normalized_shape)
         self.eps = eps
         self.elementwise_affine = elementwise_affine
         wanted = {"weight": elementwise_affine, "bias": elementwise_affine and bias}

@@ -11,7 +11,7 @@ from netwright import nn, optim
 from netwright.bridge.compile_report import CompileReport, ProgramReport
 from netwright.bridge.memory_use import MemoryUse
 from netwright.codegen import partition
-from netwright.compiler import PHASES
+from netwright.compilation import PHASES
 
 X = np.random.default_rng(0).standard_normal((4, 6), np.float32)
 Y = np.array([0, 1, 2, 0])

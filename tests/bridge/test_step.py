@@ -465,7 +465,7 @@ def test_weights_read_as_they_are_in_memory_train_alike_for_any_thread_count() -
         nw.set_num_threads(threads)
         made = model()
         step = nw.compile(made, loss=nn.CrossEntropyLoss(), optimizer=OPTIMIZERS["sgd"](made))
-        for n in (64, 64, 21):
+        for n in (64, 64, 21, 3):
             step(array(n, 300, seed=n), labels(n, 90))
         assert str(step.graph(stage="optimized")).count("linear_transposed(") == 2
         assert step.compilations == 1
@@ -479,9 +479,20 @@ def test_weights_read_as_they_are_in_memory_train_alike_for_any_thread_count() -
         assert value.tobytes() == state(two)[name].tobytes() == state(three)[name].tobytes(), name
     twin = model()
     optimizer = OPTIMIZERS["sgd"](twin)
-    for n in (64, 64, 21):
+    for n in (64, 64, 21, 3):
         eager_step(twin, nn.CrossEntropyLoss(), optimizer, array(n, 300, seed=n), labels(n, 90))
     assert_same_state(one, twin)
+
+
+@pytest.mark.parametrize("first", [1, 64])
+def test_the_first_batch_does_not_decide_how_weights_are_read(first: int) -> None:
+    """One program has a way for few rows and one for many."""
+    made = nn.Sequential(nn.Linear(60, 90), nn.ReLU(), nn.Linear(90, 80))
+    step = nw.compile(made, loss=nn.CrossEntropyLoss(), optimizer=OPTIMIZERS["sgd"](made))
+    for n in (first, 1, 64):
+        step(array(n, 60, seed=n), labels(n, 80))
+    assert str(step.graph(stage="optimized")).count("linear_transposed(") == 2
+    assert step.compilations == 1
 
 
 def test_disabled_compilation_trains_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:

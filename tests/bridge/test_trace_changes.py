@@ -1,7 +1,9 @@
 """Tracing and time: modes, changed attributes, batch sizes; and where nodes come from."""
 
 import inspect
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,62 +15,9 @@ from netwright import nn
 from netwright.errors import LintWarning, TraceError
 from netwright.ir.graph import Graph
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-def array(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
-
-
-def tensor(*shape: int, seed: int = 0) -> nw.Tensor:
-    return nw.from_numpy(array(*shape, seed=seed))
-
-
-def arrays(result: Any) -> list[np.ndarray]:
-    """The result's tensors in order, as arrays."""
-    if isinstance(result, nw.Tensor):
-        return [result.detach().numpy()]
-    items = result.values() if isinstance(result, dict) else result
-    return [a for item in items for a in arrays(item)]
-
-
-def check(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Compiled equals eager in training and eval mode, with and without gradients, and for
-    another batch size without another compilation; returns the compiled model."""
-    fast = nw.compile(model)
-    for training in (True, False):
-        model.train(training)
-        assert_equal(fast, model, args, kwargs)
-        with nw.no_grad():
-            assert_equal(fast, model, args, kwargs)
-    before = fast.compilations
-    with nw.no_grad():
-        assert_equal(fast, model, [_doubled(a) for a in args], kwargs)
-    assert fast.compilations == before
-    return fast
-
-
-def _doubled(value: Any) -> Any:
-    return nw.cat([value, value * 0.5]) if isinstance(value, nw.Tensor) and value.dim() else value
-
-
-def assert_equal(fast: nn.Module, model: nn.Module, args: Any, kwargs: Any) -> None:
-    got, expected = fast(*args, **kwargs), model(*args, **kwargs)
-    assert type(got) is type(expected)
-    for a, b in zip(arrays(got), arrays(expected), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-
-
-class Function(nn.Module):
-    """A module around a function of tensors."""
-
-    def __init__(self, function: Callable[..., Any], **modules: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
+from traced_models import Function, array, assert_equal, check, tensor
 
 
 def traced(model: nn.Module, *args: Any) -> Graph:

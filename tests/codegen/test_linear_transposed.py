@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import netwright.ir.ops  # noqa: F401
+from netwright.codegen.few_rows_unpacked import most_rows
 from netwright.codegen.linear_transposed import is_faster, panel_vectors
 from netwright.codegen.matmul import emit_matmul, linear_operator
 from netwright.codegen.packing import choose_panel
@@ -84,6 +85,34 @@ def test_a_row_has_the_same_bits_at_any_place_of_any_batch(single: Any) -> None:
     for start, stop in ((0, 1), (69, 70), (3, 5), (5, 60)):
         (part,) = node.outputs(x[start:stop], w, b, n=stop - start)
         assert np.array_equal(part, whole[start:stop])
+
+
+@pytest.mark.parametrize(
+    ("k", "bias", "dtype"),
+    [(3, True, float32), (512, False, float32), (530, False, float32), (784, True, float64)],
+)
+def test_few_rows_have_the_bits_that_they_have_among_many(
+    single: Any, k: int, bias: bool, dtype: Any
+) -> None:
+    """Long reductions are summed in the same blocks, of which the last one may be shorter, and what
+    is left of a block after its last square in the same order."""
+    lanes = host().lanes(dtype)
+    x, w, b = operands(4 * lanes, k, 53, dtype)
+    types = [TensorType(dtype, s) for s in ((N, k), (53, k), (53,))][: 2 + bias]
+    node = single(emit_matmul, "linear_transposed", types)
+    arrays = [w, b][: 1 + bias]
+    (whole,) = node.outputs(x, *arrays, n=len(x))
+    for rows in range(1, most_rows(lanes) + 2):
+        (few,) = node.outputs(x[:rows], *arrays, n=rows)
+        assert np.array_equal(few, whole[:rows])
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_static_rows_that_are_few_have_code_for_squares_only(single: Any, rows: int) -> None:
+    node = single(emit_matmul, "linear_transposed", [f32(rows, 300), f32(48, 300)])
+    helpers = [name for name, _ in node.kernel.helpers]
+    assert [name for name in helpers if name.startswith("nw_few_rows_f32")] == helpers
+    node.check(*operands(rows, 300, 48)[:2], atol=1e-4)
 
 
 def test_infinities_and_nan_stay_in_their_row_and_column(single: Any) -> None:
@@ -169,7 +198,9 @@ def test_the_operator_that_packs_less_is_chosen() -> None:
         return linear_operator(rows, depth, outputs, float32, AVX512)
 
     assert chosen(64, 784, 512) == chosen(256, 392, 196) == "linear_transposed"
-    assert chosen(1, 784, 512) == "linear", "fifteen of sixteen lanes would be empty"
+    assert chosen(1, 784, 512) == chosen(8, 784, 512) == "linear_transposed"
+    assert chosen(9, 784, 32) == "linear", "seven of sixteen lanes would be empty"
+    assert chosen(1, 784, 10) == "linear", "there is no whole square of outputs"
     assert chosen(64, 512, 10) == "linear", "more rows would be packed than columns"
     assert chosen(256, 784, 392) == "linear_packed", "rows do not fit half of the cache"
 

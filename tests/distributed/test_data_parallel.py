@@ -61,6 +61,22 @@ def refused(function):
         return str(error)
 
 
+def fail_behind_the_second_bucket(step):
+    """Every other call of the step raises in the middle of its backward pass."""
+    calls, run = [], step.gradients_in_buckets
+
+    def failing(size, ready, *args):
+        def second(arrays, bucket):
+            ready(arrays, bucket)
+            if bucket == 1:
+                raise RuntimeError("out of luck")
+
+        calls.append(0)
+        return run(size, second if len(calls) % 2 else ready, *args)
+
+    step.gradients_in_buckets = failing
+
+
 def main(steps, size):
     import netwright.distributed as dist
 
@@ -82,6 +98,15 @@ def main(steps, size):
             "weights": weights(model), "digest": parallel.verify(), "losses": losses,
             "overlaps": parallel.overlap,
         }
+
+    model = plain(seed=rank)
+    parallel = dist.DataParallel(compiled(model), bucket_cap_mb=1e-4, overlap=True)
+    fail_behind_the_second_bucket(parallel.step)
+    messages = []
+    for x, y in batches(rank, ranks, steps, size):
+        messages.append(refused(lambda: parallel(x, y)))
+        parallel(x, y)
+    found["given up"] = {"messages": messages, "digest": parallel.verify()}
 
     model = plain(seed=rank)
     parallel = dist.DataParallel(compiled(model, accumulate=2, clip_grad_norm=0.1))
@@ -164,6 +189,9 @@ def test_two_processes_train_like_one_with_the_double_batch(
     # Nor do bits depend on when the buckets travel.
     assert first["plain"]["digest"] == first["overlap"]["digest"] == second["overlap"]["digest"]
     assert len(first["plain"]["digest"]) == 64
+    # Steps that raised after two buckets were on their way have left nothing behind.
+    assert first["given up"]["messages"] == ["out of luck"] * STEPS
+    assert first["plain"]["digest"] == first["given up"]["digest"] == second["given up"]["digest"]
     # Left to themselves, ranks of one machine do not overlap.
     assert (first["plain"]["overlaps"], first["overlap"]["overlaps"]) == (False, True)
 

@@ -13,7 +13,7 @@ import pytest
 
 import netwright as nw
 from netwright import nn
-from netwright.codegen import partition
+from netwright.codegen import llvm, partition
 from netwright.codegen.llvm import compile_ir
 from netwright.codegen.target import host
 from netwright.errors import CompileError
@@ -21,6 +21,7 @@ from netwright.runtime import compile_workers, jit, settings
 from netwright.runtime.compile_workers import compile_parts
 
 COUNT = 8
+MAX_WORKERS = compile_workers.MAX_WORKERS  # without tests/conftest.py, which changes it later
 
 
 def numbered(k: int) -> str:
@@ -36,6 +37,9 @@ def here(part: str) -> bytes:
 
 @pytest.fixture(autouse=True)
 def two_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Which compile: the session's store of what is compiled already does not count here."""
+    monkeypatch.setattr(compile_workers, "MAX_WORKERS", MAX_WORKERS)
+    monkeypatch.setattr(llvm, "compile_ir", compile_ir)
     monkeypatch.setattr(settings, "num_threads", lambda: 2)
     monkeypatch.setattr(settings, "available_cpus", lambda: 2)
     yield
