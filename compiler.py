@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from .codegen import updating_gemm, winograd, winograd_grad_weight
+from .codegen import conv_moments, updating_gemm, winograd, winograd_grad_weight
 from .codegen.columns import accepts_columns
 from .codegen.conv_grad_weight_parts import parts_for
 from .codegen.matmul import linear_operator
@@ -26,7 +26,7 @@ from .frontend import dispatch, tree
 from .frontend import trace as tracing
 from .frontend.nn.module import Module
 from .frontend.tensor import Tensor
-from .ir.graph import Graph, Value
+from .ir.graph import Graph, Node, Value
 from .ir.types import Dim, DType, Extent, TensorType
 from .ir.verify import verify
 from .passes.absorb_flatten import absorb_flatten
@@ -42,6 +42,7 @@ from .passes.fold_constants import fold_constants
 from .passes.fuse_conv_bn_relu import fuse_conv_bn_relu
 from .passes.fuse_elementwise import fuse_elementwise
 from .passes.fuse_elementwise_pooling import fuse_elementwise_pooling
+from .passes.fuse_moments import fuse_moments
 from .passes.fuse_pooling import fuse_pooling
 from .passes.fuse_reductions import fuse_reductions
 from .passes.fuse_row_means import fuse_row_means
@@ -55,6 +56,7 @@ from .passes.plan_memory import plan_memory
 from .passes.recompute import recompute
 from .passes.rewriting import Ledger
 from .passes.save_pool_places import save_pool_places
+from .passes.schedule_updates import schedule_updates
 from .passes.simplify import simplify
 from .passes.split_backward import split_backward
 from .passes.split_batch_norm import split_batch_norm
@@ -82,6 +84,8 @@ PASSES = (
     "fuse_pooling",
     "fuse_row_means",
     "pack_weights",
+    "fuse_moments",
+    "schedule_updates",
 )
 
 
@@ -328,7 +332,9 @@ def lower(
         ("fuse_pooling", fuse_pooling),
         ("fuse_row_means", fuse_row_means),
         ("pack_weights", partial(_pack, made=made, options=options, target=host())),
+        ("fuse_moments", partial(_fuse_moments, made=made, target=host())),
         ("eliminate_dead_code", eliminate_dead_code),
+        ("schedule_updates", schedule_updates),
     ]
     prefix = "backward." if graph.name.endswith("_backward") else ""
     for name, apply in passes:
@@ -416,6 +422,15 @@ def _pack(
         parts_for,
         linear,
     )
+
+
+def _fuse_moments(graph: Graph, ledger: Ledger, made: Compilation, target: Target) -> Graph:
+    def rows(node: Node, graph: Graph) -> int:
+        if not conv_moments.is_faster(node, target, made.batch):
+            return 0
+        return conv_moments.moments_rows(node, graph, target)
+
+    return fuse_moments(graph, rows, ledger)
 
 
 def _run(

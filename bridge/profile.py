@@ -49,15 +49,16 @@ class Limits:
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel, copy or numpy call of a run.
+    """One kernel, group of small kernels, copy or numpy call of a run.
 
     order: its place in the run; phase: ``eval``, ``forward``, ``backward`` or ``step``; kernel: its
-    symbol, ``copy`` or ``numpy``; node: the IR node; operators: that it consists of; modules: their
-    paths in the model, without those that contain others; ms: median; share: of all rows; flops and
-    bytes: the work, where operands and results count as moved once; bound: ``fma`` or ``memory``,
-    whichever needs more time at the machine's limits, or ``cache`` if more was moved than memory
-    can: the data was in caches; of_limit: part of the FMA peak, or of the memory bandwidth if that
-    is the bound; tasks: pieces that threads share.
+    symbol, ``copy``, ``numpy``, or how many kernels share the work at once; node: the IR node, or
+    the nodes of these; operators: that it consists of; modules: their paths in the model, without
+    those that contain others; ms: median; share: of all rows; flops and bytes: the work, where
+    operands and results count as moved once; bound: ``fma`` or ``memory``, whichever needs more
+    time at the machine's limits, or ``cache`` if more was moved than memory can: the data was in
+    caches; of_limit: part of the FMA peak, or of the memory bandwidth if that is the bound; tasks:
+    pieces that threads share.
     """
 
     order: int

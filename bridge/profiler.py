@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from .. import compiler
-from ..codegen.program import Fallback, Launch, Move
+from ..codegen.program import Fallback, Joint, Launch, Move
 from ..compilation import Compilation
 from ..errors import NetwrightError
 from ..frontend.random import default_generator
@@ -182,9 +182,14 @@ def _rows(
 
 
 def _names(
-    graph: Graph, step: Launch | Move | Fallback
+    graph: Graph, step: Launch | Move | Joint | Fallback
 ) -> tuple[str, str, tuple[str, ...], tuple[str, ...]]:
     """The kernel, the node, its operators and their modules."""
+    if isinstance(step, Joint):
+        each = [_names(graph, launch) for launch in step.launches]
+        operators = tuple(dict.fromkeys(o for names in each for o in names[2]))
+        modules = tuple(dict.fromkeys(m for names in each for m in names[3]))
+        return f"{len(each)} kernels", " ".join(names[1] for names in each), operators, modules
     if isinstance(step, Move):
         node = graph.node(step.value)
         return "copy", node.name, (f"copy to {step.target.slot}",), module_paths(node)
@@ -208,8 +213,13 @@ def _operations(node: Node) -> list[Node]:
     return [o for n in inner for o in _operations(n)] if bodies else [node]
 
 
-def _work(graph: Graph, step: Launch | Move | Fallback, n: int) -> tuple[int, int, int]:
+def _work(
+    graph: Graph, step: Launch | Move | Joint | Fallback, n: int
+) -> tuple[int, int, int]:
     """Floating-point operations, bytes moved, tasks."""
+    if isinstance(step, Joint):
+        works = [_work(graph, launch, n) for launch in step.launches]
+        return sum(w[0] for w in works), sum(w[1] for w in works), sum(w[2] for w in works)
     if isinstance(step, Move):
         return 0, 2 * graph.type(step.value).bytes_at(n), 0
     moved = _bytes_moved(graph, step.node, n)

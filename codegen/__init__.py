@@ -14,7 +14,7 @@ What is in the files, from the bottom up:
 - the micro-kernel: ``tile``, ``brgemm``, ``packing``; what becomes of its tiles: ``contraction``,
   ``epilogue``, ``window_pool``, ``deferred_update``
 - matrix products: ``matmul``, ``gemm``, ``gemm_blocking``, ``gemm_operands``, ``gemm_work``,
-  ``few_rows``, ``linear_transposed``, ``updating_gemm``
+  ``few_rows``, ``few_rows_unpacked``, ``linear_transposed``, ``updating_gemm``
 - convolutions: ``convolution``, ``conv_blocking``, ``image``, ``depthwise``, ``winograd``,
   ``winograd_transforms``
 - gradients of their weights: ``conv_grad_weight``, ``grad_weight_writer``, ``grad_weight_units``,

@@ -18,9 +18,10 @@ from ..errors import UnsupportedError
 from ..ir.graph import Graph, Node, Value
 from ..ir.types import Dim, DType, Extent, TensorType, fixed, float32, float64, numel
 from .body import PASSED_THROUGH, lower_nodes, split_by_motion
-from .emitter import Lane, VectorEmitter, memory_type
+from .emitter import Lane, memory_type
 from .kernel import Kernel, TaskCount
 from .loops import Lanes, Position, add_all, sweep, widen
+from .moments import merged, row_count
 from .sizes import Size, greatest, least, minus, plus, quotient, times, unravel
 from .target import LINE, Target
 from .writer import KernelWriter, column_blocks, for_each_column_block, in_column_block
@@ -60,18 +61,10 @@ def _as_body(node: Node, types: Sequence[TensorType]) -> Graph:
     return body
 
 
-def _count(fn: Any, e: VectorEmitter, number: Size) -> Lane:
-    """A number of rows in every lane, in float64."""
-    if isinstance(number, int):
-        return e.constant(number, float64)
-    # Opaque: otherwise the vector would wait in a register while the sums need them.
-    text = fn.emit(f"sitofp i64 {fn.opaque('i64', number)} to double")
-    return e.splat(text, float64)
-
-
-def _per_part(fn: Any, rows: Size, parts: int) -> Size:
+def _per_part(fn: Any, rows: Size, parts: Size) -> Size:
     """`rows_per_part` in emitted code."""
-    return greatest(fn, quotient(fn, plus(fn, rows, parts - 1), parts), 1)
+    parts = greatest(fn, parts, 1)  # of no sample there are none
+    return greatest(fn, quotient(fn, plus(fn, rows, minus(fn, parts, 1)), parts), 1)
 
 
 @dataclass
@@ -90,7 +83,7 @@ class _Sums:
         self.dtype: DType = x.dtype
         self.channels = fixed(x.shape[-1])
         self.rows: Extent = numel(x.shape[:-1])
-        self.parts: int = sums.attrs["parts"]
+        self.parts = w.size(sums.attrs["parts"])
         self.e = w.emitter(x.dtype, self.channels)
         self.moving, self.still = split_by_motion(body.nodes, x.shape)
         self.streams = [int(n.attrs["path"]) for n in self.moving if n.op == "input"]
@@ -146,7 +139,7 @@ class _Sums:
                 else:
                     with fn.loop(high, low) as b:
                         in_column_block(e, self.channels, self.group, b.index, columns)
-        return TaskCount(self.parts * splits)
+        return TaskCount(self.sums.attrs["parts"] * splits)
 
     def sum_row(self, part: Size, which: int) -> str:
         """The first of the sums of a kind (0 or 1) of a part."""
@@ -235,7 +228,7 @@ class _Sums:
             return add_all(e, acc, tuple(self.values(c, at.at, True)[0] for c in columns))
 
         totals = self._over(start, count, plain, zeros)
-        number = _count(fn, e, count)
+        number = row_count(fn, e, count)
         means = [e.cast(e.div(widen(e, v), number), self.dtype) for v in totals]
 
         def around(at: Position, acc: Lanes) -> Lanes:
@@ -248,8 +241,7 @@ class _Sums:
             return (*firsts, *(e.fma(v, v, a) for a, v in zip(acc[width:], d, strict=True)))
 
         found = self._over(start, count, around, zeros * 2)
-        old = _count(fn, e, before)
-        share = e.div(number, e.add(old, number))
+        old = row_count(fn, e, before)
         places = [self.sum_row(part, which) for which in range(2)]
         for k, c in enumerate(columns):
             off = e.div(widen(e, found[k]), number)
@@ -258,10 +250,9 @@ class _Sums:
                 widen(e, found[width + k]), e.mul(off, e.mul(off, number))
             )
             known = [c.at.load(p, float64) for p in places]
-            delta = e.sub(mean, known[0])
-            cross = e.mul(e.mul(delta, delta), e.mul(old, share))
-            c.at.store(e.fma(delta, share, known[0]), places[0])
-            c.at.store(e.add(known[1], e.add(squares, cross)), places[1])
+            together = merged(e, known, (mean, squares), old, number)
+            for value, place in zip(together, places, strict=True):
+                c.at.store(value, place)
 
     def products(
         self, part: Size, columns: list[_Column], start: Size, count: Size
@@ -306,8 +297,14 @@ class _Statistics:
     def __init__(self, w: KernelWriter, dtype: DType, channels: int) -> None:
         self.w, self.fn, self.dtype, self.channels = w, w.fn, dtype, channels
         self.e = w.emitter(dtype, channels)
-        self.parts = fixed(w.inputs[0].shape[0])
-        self.rows = w.size(w.node.attrs["rows"])
+        parts, rows = w.inputs[0].shape[0], w.node.attrs["rows"]
+        self.parts, self.rows = w.size(parts), w.size(rows)
+        self.per: Size
+        self.used: Size
+        self.equal = isinstance(parts, Dim) and isinstance(rows, Dim) and not rows.coef % parts.coef
+        if self.equal:
+            self.per, self.used = int(rows // parts), self.parts
+            return
         self.per = _per_part(w.fn, self.rows, self.parts)
         self.used = quotient(w.fn, plus(w.fn, self.rows, minus(w.fn, self.per, 1)), self.per)
 
@@ -331,13 +328,15 @@ class _Statistics:
         fn, e = self.fn, self.e
 
         def size(part: Size) -> Lane:
+            if self.equal:
+                return row_count(fn, e, self.per)
             left = minus(fn, self.rows, times(fn, part, self.per))
-            return _count(fn, e, least(fn, left, self.per))
+            return row_count(fn, e, least(fn, left, self.per))
 
         def weighted(part: Position, acc: Lanes) -> Lanes:
             return (e.fma(size(part.at), self.sums(at, part.at)[0], acc[0]),)
 
-        number = _count(fn, e, self.rows)
+        number = row_count(fn, e, self.rows)
         mean = e.div(self.total(self.used, weighted, 1)[0], number)
 
         def around(part: Position, acc: Lanes) -> Lanes:
@@ -358,7 +357,7 @@ class _Statistics:
             self.parts, lambda part, acc: add_all(e, acc, self.sums(at, part.at)), 2
         )
         gamma, rstd = (widen(e, at.load(f"%in{k}", self.dtype)) for k in (1, 2))
-        number = _count(self.fn, e, self.rows)
+        number = row_count(self.fn, e, self.rows)
         dgamma, scale = e.mul(product, rstd), e.mul(gamma, rstd)
         offset = e.cast(e.div(dbeta, number), self.dtype)
         slope = e.div(e.mul(dgamma, rstd), number)

@@ -12,8 +12,9 @@ from ..ir.graph import Graph, Node, Value
 from ..ir.ops.adaptive_pooling import is_row_mean
 from ..ir.ops.contraction import IN_PLACE_ANCHORS
 from ..ir.ops.record import get
-from ..ir.types import Extent, TensorType
+from ..ir.types import Dim, Extent, TensorType, numel
 from .epilogue import Body, Operand, TileEpilogue
+from .moments import Parts
 from .window_pool import window_pool
 
 
@@ -23,7 +24,8 @@ class Contraction:
 
     ``operands`` are the types of the anchor's operands and ``sources`` which of the kernel's
     inputs they are; ``result`` is the type of the anchor's result; ``pitch`` is how many elements
-    the rows of the region's results are apart.
+    the rows of the region's results are apart. ``moments`` asks for the moments of parts of the
+    first result.
     """
 
     op: str
@@ -33,6 +35,7 @@ class Contraction:
     result: TensorType
     epilogue: TileEpilogue
     pitch: Extent
+    moments: Parts | None = None
 
     def pointer(self, operand: int) -> str:
         """The kernel's parameter that holds an operand of the anchor."""
@@ -59,6 +62,12 @@ def contraction_of(node: Node, operands: Sequence[TensorType]) -> Contraction | 
     inputs = {n.value: int(n.attrs["path"]) for n in body.sources("input")}
     rest = [n for n in body.nodes if n.op != "input"]
     results = tuple(body.outputs[str(k)] for k in range(len(body.outputs)))
+    moments = None
+    if rest[-1].op == "batch_norm_moments":
+        moments = _moments(body, rest.pop(), results)
+        if moments is None:
+            return None
+        results = results[:-1]
     pool = window_pool(rest[-1]) if len(rest) > 1 else None
     if pool is not None:
         if results != (rest[-1].value,):
@@ -66,6 +75,8 @@ def contraction_of(node: Node, operands: Sequence[TensorType]) -> Contraction | 
         results = rest.pop().operands
     last = rest[-1]
     sums = len(rest) > 1 and is_row_mean(last.op, last.attrs, body.type(last.operands[0]))
+    if moments is not None and (sums or pool is not None):
+        return None
     if sums:
         if results != (rest[-1].operands[0], rest[-1].value):
             return None
@@ -98,7 +109,20 @@ def contraction_of(node: Node, operands: Sequence[TensorType]) -> Contraction | 
     )
     types = tuple(operands[s] for s in sources)
     pitch = node.type.pitch
-    return Contraction(anchor.op, anchor.attrs, types, sources, anchor.type, epilogue, pitch)
+    return Contraction(
+        anchor.op, anchor.attrs, types, sources, anchor.type, epilogue, pitch, moments
+    )  # fmt: skip
+
+
+def _moments(body: Graph, node: Node, results: Sequence[Value]) -> Parts | None:
+    """What a ``batch_norm_moments`` asks for, if it is of the first result and the last one itself,
+    and the rows of every sample are divided evenly."""
+    if len(results) < 2 or results[0] != node.operands[0] or results[-1] != node.value:
+        return None
+    rows, parts = numel(body.type(node.operands[0]).shape[:-1]), node.attrs["parts"]
+    if not isinstance(rows, Dim) or not isinstance(parts, Dim) or rows.coef % parts.coef:
+        return None
+    return Parts(rows.coef // parts.coef, len(results) - 1)
 
 
 def _leaves(

@@ -25,7 +25,10 @@ class Blocking:
     that are stored. ``splits`` says whether a block is summed by kernel rows.
     """
 
-    def __init__(self, spec: Convolution, epilogue: TileEpilogue, target: Target) -> None:
+    def __init__(
+        self, spec: Convolution, epilogue: TileEpilogue, target: Target, lines: int = 1
+    ) -> None:
+        """``lines``: blocks are multiples of so many rows, which divide the image."""
         self.spec, self.epilogue, self.target = spec, epilogue, target
         group_outputs = spec.outputs // spec.groups
         self.vectors = -(-min(spec.panel, group_outputs) // target.lanes(spec.dtype))
@@ -42,7 +45,7 @@ class Blocking:
         self.window = pool.kernel if pool is not None else (1, 1)
         self.stored = pool.pooled(spec.size) if pool is not None else spec.size
         self.lines = self._lines_per_tile() if pool is None else self.window[0]
-        self.block_rows = self._block_rows()
+        self.block_rows = max(lines, self._block_rows() // lines * lines)
         whole = self._copy(spec.rows.count)
         self.keeps_image = self.copied and whole.bytes <= target.l1 // 2
         self.copy = whole if self.keeps_image else self._copy(self.block_rows)

@@ -39,6 +39,7 @@ from .kernel import (
     tasks_for,
     traffic,
 )
+from .moments import Sums, TileMoments
 from .packing import PanelSource, choose_panel, conv_source, pack_function
 from .sizes import Size, extent, least, minus, plus, quotient, remainder, times
 from .target import Target
@@ -75,16 +76,29 @@ def _emit_product(node: Node, operands: Sequence[TensorType], target: Target) ->
         return None
     pool = found.epilogue.pool
     if spec.depthwise:
-        if pool is not None:
+        if pool is not None or found.moments is not None:
             return None
         return depthwise_kernel(found, spec, len(operands), target)
     if found.epilogue.sums:
         return None
+    if found.moments is not None and not takes_moments(found):
+        return None
     if found.op == "conv2d_winograd":
+        if found.moments is not None:
+            return None
         return winograd_kernel(found, spec, len(operands), target)
-    if pool is None and _is_matrix_product(spec):
+    if pool is None and is_matrix_product(spec):
         return _matrix_product(found, spec, len(operands), target)
-    return _Writer(found, spec, len(operands), target).kernel()
+    writer = _Writer(found, spec, len(operands), target)
+    return writer.kernel() if writer.takes_moments() else None
+
+
+def takes_moments(found: Contraction) -> bool:
+    """Whether the direct kernel of a contraction, or that of a product, could take the moments of
+    its result: of a convolution with nothing but a bias behind it."""
+    body = found.epilogue.body
+    plain = found.epilogue.pool is None and not found.epilogue.sums
+    return plain and not (body and body.nodes) and found.op in ("conv2d", "conv2d_packed")
 
 
 def convolution_of(found: Contraction, target: Target) -> Convolution | None:
@@ -126,7 +140,7 @@ def convolution_of(found: Contraction, target: Target) -> Convolution | None:
     )  # fmt: skip
 
 
-def _is_matrix_product(spec: Convolution) -> bool:
+def is_matrix_product(spec: Convolution) -> bool:
     """1 x 1 kernels without stride and padding: pixels are rows, whatever image they are in."""
     if spec.kernel != (1, 1) or spec.groups != 1:
         return False
@@ -150,7 +164,9 @@ def _matrix_product(
     if gemm.blocked and found.epilogue.outputs[0] is not spec.dtype:
         return None
     pointers = found.pointer(0), found.pointer(1)
-    return gemm_kernel(found.op, gemm, found.epilogue, pointers, inputs, target)
+    if found.moments is not None and (gemm.blocked or gemm.b != "packed"):
+        return None
+    return gemm_kernel(found.op, gemm, found.epilogue, pointers, inputs, target, found.moments)
 
 
 @dataclass(frozen=True)
@@ -172,17 +188,38 @@ class _Writer:
         self.spec, self.epilogue, self.target = spec, found.epilogue, target
         self.x, self.w = found.pointer(0), found.pointer(1)
         self.symbol = symbol_for(
-            found.op, spec, found.epilogue.key, self.x, self.w, inputs, target
+            found.op, spec, found.epilogue.key, found.moments, self.x, self.w, inputs, target
         )
-        self.f = Function(self.symbol, kernel_params(len(found.epilogue.outputs), inputs))
+        results = len(found.epilogue.outputs) + (found.moments is not None)
+        self.f = Function(self.symbol, kernel_params(results, inputs))
         self.micro = MicroKernels(f"{self.symbol}_tile")
         self.lanes = target.lanes(spec.dtype)
         self.scalar = "float" if spec.dtype.itemsize == 4 else "double"
         self.helpers: list[Function] = []
         self.group_inputs = spec.inputs // spec.groups
         self.group_outputs = spec.outputs // spec.groups
-        self.cut = Blocking(spec, found.epilogue, target)
+        self.moments: TileMoments | None = None
+        self.part_lines = 1
+        if found.moments is not None:
+            self.part_lines = found.moments.rows // spec.size[1]
+            width = min(spec.panel, self.group_outputs)
+            sums = Sums(found.epilogue.outputs[0], self.lanes, width)
+            self.moments = TileMoments(self.symbol, found.moments, sums, spec.outputs, target)
+            self.epilogue = replace(self.epilogue, moments=sums)
+        self.cut = Blocking(spec, found.epilogue, target, self.part_lines)
         self.scratch = self._block_bytes() + self._weight_bytes()
+        self.sums_at = -(-self.scratch // 64) * 64
+        if self.moments is not None:
+            self.scratch = self.sums_at + self.moments.sums.bytes
+        self.private_at = -(-self.scratch // 64) * 64
+
+    def takes_moments(self) -> bool:
+        """Whether the parts whose moments are asked for, if any, are whole lines of tiles."""
+        if self.moments is None:
+            return True
+        height, width = self.spec.size
+        whole = self.moments.parts.rows == self.part_lines * width
+        return whole and not height % self.part_lines and not self.part_lines % self.cut.lines
 
     # -- the kernel
 
@@ -209,6 +246,8 @@ class _Writer:
             with f.loop(plus(f, part, "%run"), start=part) as loop:
                 self._part(image, block, loop.index, source, weights)
         functions = [*self.helpers, *self.micro.functions, f]
+        if self.moments is not None:
+            functions[:0] = self.moments.functions
         return assembled(
             functions,
             TaskCount(tasks),
@@ -332,7 +371,7 @@ class _Writer:
         count = least(f, minus(f, rows.count, start), self.cut.block_rows)
         outputs = _Block(image, start, count, column, width)
         if not self.cut.splits:
-            self._lines(outputs, a, b, rows, columns, self.epilogue)
+            self._finished_lines(outputs, a, b, rows, columns, self.epilogue)
             return
         one = replace(rows, taps=1)
         down = rows.tap_advance * self.cut.pitch
@@ -346,7 +385,42 @@ class _Writer:
             self._lines(outputs, here, weights, one, columns, sums, keep)
         a = f.element(a, self.scalar, (rows.taps - 1) * down)
         b = f.element(b, self.scalar, (rows.taps - 1) * row)
-        self._lines(outputs, a, b, one, columns, replace(self.epilogue, accumulate=True))
+        last = replace(self.epilogue, accumulate=True)
+        self._finished_lines(outputs, a, b, one, columns, last)
+
+    def _sums_at(self) -> str:
+        """The address of the sums for the moments, if they are taken."""
+        if self.moments is None:
+            return ""
+        return self.f.element("%scratch", "i8", self.sums_at)
+
+    def _finished_lines(
+        self,
+        block: _Block,
+        a: str,
+        b: str,
+        rows: Phase,
+        columns: tuple[Phase, ...],
+        epilogue: TileEpilogue,
+    ) -> None:
+        """All outputs of these phases in a block, and the moments of them."""
+        moments, width = self.moments, self.spec.size[1]
+        if moments is None:
+            self._lines(block, a, b, rows, columns, epilogue)
+            return
+        f, lines = self.f, self.part_lines
+        together = moments.parts.run(self.cut.lines * width) // width
+        with f.loop(block.count, step=together) as loop:
+            here = replace(block, start=plus(f, block.start, loop.index), count=together)
+            moved = times(f, loop.index, rows.advance * self.cut.pitch)
+            moments.sums.clear(f, self._sums_at())
+            self._lines(here, f.element(a, self.scalar, moved), b, rows, columns, epilogue)
+            part = quotient(f, here.start, lines)
+            part = plus(f, times(f, block.image, self.spec.size[0] // lines), part)
+            before = times(f, remainder(f, here.start, lines), width)
+            moments.finish(
+                f, self._sums_at(), part, together * width, before, block.column, block.width
+            )
 
     def _lines(
         self,
@@ -403,7 +477,9 @@ class _Writer:
                 pixel = plus(f, times(f, loop.index, height * columns.step), first * columns.step)
                 args = [("ptr", here), ("ptr", b)]
                 at = plus(f, row, pixel)
-                args += epilogue.arguments(f, at, block.column, spec.y_pitch, keep)
+                args += epilogue.arguments(
+                    f, at, block.column, spec.y_pitch, keep, self._sums_at()
+                )
                 args += self._private(tile)
                 name = self.micro.name(tile, epilogue)
                 f.do(f"call void @{name}({', '.join(f'{t} {v}' for t, v in args)})")
@@ -412,9 +488,8 @@ class _Writer:
         """The last arguments of a micro-kernel."""
         args = [("i64", "0")] if tile.overlap else []
         if tile.blocked:
-            at = -(-(self._block_bytes() + self._weight_bytes()) // 64) * 64
-            args.insert(0, ("ptr", self.f.element("%scratch", "i8", at)))
-            self.scratch = max(self.scratch, at + tile.sums_bytes)
+            args.insert(0, ("ptr", self.f.element("%scratch", "i8", self.private_at)))
+            self.scratch = max(self.scratch, self.private_at + tile.sums_bytes)
         return args
 
     def _tile(

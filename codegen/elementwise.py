@@ -1,18 +1,23 @@
 """Kernels of elementwise operators: any number of operands and results, numpy broadcasting.
 
 The iteration space is the results' shape with neighbouring dimensions merged wherever every operand
-allows it.
+allows it. Where that leaves one loop of fixed length, the kernel takes the length in the place of
+the batch size: the optimizer's updates of all parameters of a group are one kernel.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from ..errors import UnsupportedError
 from ..ir.graph import Graph, Node
 from ..ir.ops.record import get
+from ..ir.types import Dim
 from .body import PASSED_THROUGH, lower_body
-from .iteration import iteration_space
-from .kernel import Kernel
-from .strided_loop import StridedLoop
+from .iteration import Axis, iteration_space
+from .kernel import Kernel, TaskCount
+from .strided_loop import CHUNK, StridedLoop
 from .target import Target
 
 __all__ = ["emit_elementwise", "lower_body"]
@@ -37,9 +42,24 @@ def emit_elementwise(node: Node, graph: Graph, target: Target) -> Kernel | None:
         return None
     try:
         space = iteration_space(node.types, inputs, keys)
-        return StridedLoop(body, space, inputs, list(node.types), keys, target).kernel()
+        length = _length(space, body)
+        if length is not None:
+            space = [Axis(Dim(1), space[0].strides)]
+        kernel = StridedLoop(body, space, inputs, list(node.types), keys, target).kernel()
     except UnsupportedError:
         return None
+    if length is None:
+        return kernel
+    return replace(kernel, tasks=TaskCount(length, CHUNK), length=length)
+
+
+def _length(space: Sequence[Axis], body: Graph) -> int | None:
+    """The length of the only loop, if it is fixed and nothing in the body depends on the batch."""
+    extent = space[0].extent
+    if len(space) > 1 or isinstance(extent, Dim) or extent < 2:
+        return None
+    counts = (n.attrs["size"] for n in body.sources("extent"))
+    return None if any(isinstance(size, Dim) for size in counts) else extent
 
 
 def _is_elementwise(node: Node) -> bool:

@@ -15,6 +15,7 @@ from ..ir.graph import Node, Value
 from ..ir.types import DType, int64
 from .body import lower_node
 from .emitter import Lane, VectorEmitter, memory_type
+from .moments import Sums
 from .sizes import Size
 from .target import LINE
 from .text import Function
@@ -59,7 +60,8 @@ class TileEpilogue:
     may be the memory of a ``full`` operand, so each element is read before it is written, and
     written once. With ``pool``, rows of a tile that have the same place in the result are a window,
     of which one element per column is stored. With ``sums``, the sums over the rows of the first
-    result are handed back to whoever makes the tile (see ``finish_summed``).
+    result are handed back to whoever makes the tile (see ``finish_summed``). With ``moments``, the
+    first result is added to the sums that the last argument points to.
     """
 
     outputs: tuple[DType, ...]
@@ -70,21 +72,24 @@ class TileEpilogue:
     in_place: bool = False
     pool: WindowPool | None = None
     sums: bool = False
+    moments: Sums | None = None
 
     @property
     def key(self) -> tuple[object, ...]:
         """What the code depends on."""
         body = self.body.key if self.body is not None else ""
-        tail = self.in_place, self.pool, self.sums
+        tail = self.in_place, self.pool, self.sums, self.moments
         return self.outputs, self.bias, self.accumulate, self.operands, body, tail
 
     # -- in the kernel
 
     def arguments(
-        self, f: Function, row: Size, column: Size, pitch: int, keep: str = ALL_ONES
+        self, f: Function, row: Size, column: Size, pitch: int, keep: str = ALL_ONES,
+        sums: str = "",
     ) -> list[tuple[str, str]]:
         """What to pass for ``params()`` if the tile starts at (row, column) and rows are ``pitch``
-        elements apart. ``keep`` is -1 to add the tile to what is there, 0 to begin with the bias.
+        elements apart. ``keep`` is -1 to add the tile to what is there, 0 to begin with the bias;
+        ``sums`` is the address of the ``moments``' sums.
         """
         start = f.emit(f"mul nsw i64 {row}, {pitch}")
         linear = f.emit(f"add nsw i64 {start}, {column}")
@@ -101,6 +106,8 @@ class TileEpilogue:
             result.append(("i64", linear))
         if self.accumulate:
             result.append(("i64", keep))
+        if self.moments is not None:
+            result.append(("ptr", sums))
         return result
 
     @property
@@ -118,6 +125,8 @@ class TileEpilogue:
             params.append(("i64", "index"))
         if self.accumulate:
             params.append(("i64", "keep"))
+        if self.moments is not None:
+            params.append(("ptr noalias", "moments"))
         return params
 
     def initial(self, e: VectorEmitter, tile: Tile) -> list[Lane | None]:
@@ -142,9 +151,10 @@ class TileEpilogue:
         Rows of a tile with gaps between them are streams too short for the hardware to foresee.
         """
         short = tile.steps is not None and tile.steps < _LONG_REDUCTION
-        if not tile.loops or short or tile.rows < 2:
+        if not tile.loops or tile.rows < 2:
             return
-        if tile.c_rows[1] - tile.c_rows[0] <= tile.width:
+        # Sums for the moments come right behind the stores, and wait for memory with them.
+        if self.moments is None and (short or tile.c_rows[1] - tile.c_rows[0] <= tile.width):
             return
         streams = [(f"%c{k}", dtype, True) for k, dtype in enumerate(self.outputs)]
         streams += [
@@ -157,8 +167,12 @@ class TileEpilogue:
 
     def finish(self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]) -> None:
         if not self.in_memory(tile):
-            for j in range(tile.vectors):
+            stored = [
                 self.finish_column(e, tile, j, [row[j] for row in values])
+                for j in range(tile.vectors)
+            ]
+            if self.moments is not None:
+                self.moments.add(e, "%moments", stored)
             return
         self._keep(e, tile, values)
         apart = (tile.c_rows[1] - tile.c_rows[0]) // tile.c_pitch

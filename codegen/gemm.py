@@ -25,6 +25,7 @@ from .gemm_blocking import Blocking, Gemm
 from .gemm_operands import Operands
 from .gemm_work import Chunk, Following, Line, Run, unit_at
 from .kernel import Kernel, TaskCount, assembled, kernel_params, symbol_for, tasks_for
+from .moments import Parts, Sums, TileMoments
 from .sizes import Size, extent, greatest, least, minus, plus, quotient, remainder, times
 from .target import LINE, Target
 from .text import Function
@@ -38,13 +39,14 @@ def gemm_kernel(
     pointers: tuple[str, str],
     inputs: int,
     target: Target,
+    moments: Parts | None = None,
 ) -> Kernel:
     """The kernel of a matrix product.
 
     ``pointers`` are the kernel's parameters (``%in0``) of A and B; ``inputs`` is how many inputs
-    the kernel has.
+    the kernel has. ``moments``: also those of parts of the result's rows, whose number they divide.
     """
-    return GemmWriter(prefix, spec, epilogue, pointers, inputs, target).kernel()
+    return GemmWriter(prefix, spec, epilogue, pointers, inputs, target, moments).kernel()
 
 
 def tile_heights(unit: int, rows: int, static: bool, remainder: int) -> list[int]:
@@ -73,19 +75,28 @@ class GemmWriter:
         pointers: tuple[str, str],
         inputs: int,
         target: Target,
+        moments: Parts | None = None,
     ) -> None:
         self.spec, self.epilogue, self.target = spec, epilogue, target
         self.pointers = pointers
-        shape = (spec, epilogue.key, pointers, inputs, target)
+        shape = (spec, epilogue.key, moments, pointers, inputs, target)
         self.symbol = symbol_for(prefix, *shape)
-        self.f = Function(self.symbol, kernel_params(len(epilogue.outputs), inputs))
+        results = len(epilogue.outputs) + (moments is not None)
+        self.f = Function(self.symbol, kernel_params(results, inputs))
         self.micro = MicroKernels(f"{self.symbol}_tile")
         self.lanes = target.lanes(spec.dtype)
         self.scalar = scalar_type(spec.dtype)
         self.helpers: list[Function] = []
-        self.blocking = Blocking(spec, target)
+        self.blocking = Blocking(spec, target, moments.rows if moments is not None else 0)
         self.operands = Operands(self.f, self.blocking, pointers)
         self.scratch = self.blocking.scratch
+        self.moments: TileMoments | None = None
+        self.moments_at = -(-self.scratch // LINE) * LINE
+        if moments is not None:
+            sums = Sums(epilogue.outputs[0], self.lanes, min(spec.panel, spec.n))
+            self.moments = TileMoments(self.symbol, moments, sums, spec.n, target)
+            self.epilogue = replace(epilogue, moments=sums)
+            self.scratch = self.moments_at + sums.bytes
         self.sums_at = -(-self.scratch // LINE) * LINE
 
     # -- the kernel
@@ -104,7 +115,7 @@ class GemmWriter:
             unit_at(f, self.blocking, quotient(f, times(f, cost, place), tasks), units)
             for place in ("%begin", "%end")
         )
-        if few_rows.serves(spec):
+        if few_rows.serves(spec) and self.moments is None:
             few = f.emit(f"icmp sle i64 {m}, {few_rows.MOST_ROWS}")
             with f.when(few):
                 self._few_rows(m, tasks)
@@ -112,6 +123,8 @@ class GemmWriter:
         line = Line(first, stop, units, m, k)
         self._work(line)
         functions = [*self.operands.packs, *self.helpers, *self.micro.functions, f]
+        if self.moments is not None:
+            functions[:0] = self.moments.functions
         return assembled(
             functions,
             TaskCount(tasks),
@@ -235,7 +248,10 @@ class GemmWriter:
                 if "true" not in (condition, other):
                     both = f.emit(f"and i1 {condition}, {other}")
                 with f.when(both):
-                    self._rows(run, k, count, width, epilogue, keep)
+                    if self.moments is None:
+                        self._rows(run, k, count, width, epilogue, keep)
+                    else:
+                        self._summed_rows(self.moments, run, count, width)
 
     # -- one panel
 
@@ -266,6 +282,25 @@ class GemmWriter:
                 self._call(made, epilogue, a, b, args, count)
             self._finished(tile, epilogue, run, row, loop.index, column)
             row = loop.index
+
+    def _summed_rows(self, moments: TileMoments, run: Run, count: Size, width: int) -> None:
+        """Tiles over the rows of the run, whole parts, and their moments."""
+        f, parts = self.f, moments.parts
+        rows, sums = parts.run(1), self._sums()
+        column = times(f, run.panel, self.spec.panel)
+        with f.loop(run.end, start=run.row, step=rows) as loop:
+            moments.sums.clear(f, sums)
+            here = replace(run, row=loop.index, end=plus(f, loop.index, rows))
+            self._rows(here, 0, count, width, self.epilogue, ALL_ONES)
+            at = plus(f, run.base, loop.index)
+            part, before = quotient(f, at, parts.rows), remainder(f, at, parts.rows)
+            moments.finish(f, sums, part, rows, before, column, width)
+
+    def _sums(self) -> str:
+        """The address of the sums for the moments, if they are taken."""
+        if self.moments is None:
+            return ""
+        return self.f.element("%scratch", "i8", self.moments_at)
 
     def _tile_packs(self, width: int) -> bool:
         """Whether the first tile of a panel of so many columns packs it on its way."""
@@ -316,7 +351,9 @@ class GemmWriter:
         places of its results; and the arguments of its epilogue."""
         assert isinstance(epilogue, TileEpilogue)
         at = plus(self.f, run.base, row)
-        return tile, epilogue.arguments(self.f, at, column, self.spec.c_pitch, keep)
+        return tile, epilogue.arguments(
+            self.f, at, column, self.spec.c_pitch, keep, self._sums()
+        )
 
     def _finished(
         self,
@@ -358,6 +395,8 @@ class GemmWriter:
 
     def _heights(self, vectors: int) -> list[int]:
         cut, static = self.blocking, isinstance(self.spec.m, int)
+        if self.moments is not None:  # a unit is many tiles
+            return tile_heights(cut.rows[vectors], cut.rows[vectors], False, 0)
         return tile_heights(cut.unit, cut.rows[vectors], static, cut.rest)
 
     def _tile(self, height: int, vectors: int, width: int) -> Tile:

@@ -81,8 +81,9 @@ class Blocking:
     scratch: bytes of private memory for both.
     """
 
-    def __init__(self, spec: Gemm, target: Target) -> None:
-        self.spec, self.target = spec, target
+    def __init__(self, spec: Gemm, target: Target, part: int = 0) -> None:
+        """``part``: the rows of a unit, if it has more than a tile; a divisor of those of A."""
+        self.spec, self.target, self.part = spec, target, part
         self.scratch = self.copy_at = 0
         self.copies_a = self._few_sets()
         self._plan_rows()
@@ -111,7 +112,9 @@ class Blocking:
             # All rows fall into one set of the first level cache, which has 8 ways.
             self.rows = {v: min(r, 6) for v, r in self.rows.items()}
         tallest = self.rows[vectors]
-        if isinstance(spec.m, Dim):
+        if self.part:
+            self.unit, self.rest = self.part, 0
+        elif isinstance(spec.m, Dim):
             self.unit, self.rest = tallest, 0
         else:
             tiles = max(1, -(-spec.m // tallest))

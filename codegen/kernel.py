@@ -36,7 +36,8 @@ class Kernel:
     the index and goes on without touching memory outside its operands. ``helpers`` are the names
     and definitions of functions that other kernels use, too. ``cuts`` is into how many ranges one
     thread's part of the tasks may be cut: few where a range costs something of its own, and one for
-    batches of less than ``cuts_from`` samples.
+    batches of less than ``cuts_from`` samples. ``length``, if it is not None, is what takes the
+    place of ``N``: loops over tensors of fixed size share one function.
     """
 
     symbol: str
@@ -49,6 +50,7 @@ class Kernel:
     helpers: tuple[tuple[str, str], ...] = ()
     cuts: int = MAX_CUTS
     cuts_from: int = 0
+    length: int | None = None
 
     @property
     def code(self) -> str:

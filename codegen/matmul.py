@@ -38,7 +38,7 @@ def emit_matmul(node: Node, graph: Graph, target: Target) -> Kernel | None:
     found = contraction_of(node, operands)
     if found is None or not found.result.dtype.is_float:
         return None
-    if found.epilogue.pool is not None or found.epilogue.sums:
+    if found.epilogue.pool is not None or found.epilogue.sums or found.moments is not None:
         return None  # tiles know no rows of pixels
     pointers = found.pointer(0), found.pointer(1)
     moved = traffic([*operands, *node.types])

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 
 from ..ir.graph import Graph, Node, Value
 from ..ir.plan import Location, Plan, Step
-from ..ir.types import Dim, Extent, TensorType, numel
+from ..ir.types import Dim, Extent, TensorType
+from .joint import MOST_WORK, Member, call_members, is_fixed
 from .kernel import Kernel, TaskCount
 from .llvm import module_text
 from .select import select_kernel
@@ -27,6 +28,7 @@ from .sharing import Cost, close_entry, cuts_for, entry_function, shared
 from .spmd import SHARING_DECLARATIONS, SHARING_IR
 from .target import Target
 from .text import Function
+from .touched import Range, Touched, bytes_of, ranges_of
 
 STATUS, SCRATCH = "status", "scratch"
 
@@ -35,7 +37,7 @@ class Native:
     """A run of kernels and copies in one entry."""
 
     entry: str
-    steps: tuple[Launch | Move, ...] = ()
+    steps: tuple[Launch | Move | Joint, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,19 @@ class Launch:
     bytes: Extent
     cuts: int
     cuts_from: int
+    length: int | None = None
 
     @property
     def cost(self) -> Cost:
         """A rough time on one core."""
         return Cost.of(self.flops, self.bytes)
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Kernels that run in one round (``joint.py``)."""
+
+    launches: tuple[Launch, ...]
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,48 @@ def emit_program(
     return _KernelEmitter(graph, plan, target, groups).run()
 
 
+_Planned = tuple[Step, Launch | Move]
+
+
+@dataclass
+class _Round:
+    """Steps whose work is shared at once, and the memory that they touch."""
+
+    steps: list[_Planned] = field(default_factory=list)
+    touched: Touched = field(default_factory=Touched)
+
+    @property
+    def commits(self) -> bool:
+        """Whether they write to state: all or none do, since errors are looked for in between."""
+        return self.steps[0][0].commits
+
+    @property
+    def what(self) -> Launch | Move | Joint:
+        """What runs, for reports."""
+        if len(self.steps) > 1:
+            return Joint(tuple(what for _, what in self.steps if isinstance(what, Launch)))
+        return self.steps[0][1]
+
+    def takes(
+        self, step: Step, what: Launch | Move, reads: list[Range], writes: list[Range]
+    ) -> bool:
+        """Whether one more step can share the round."""
+        return (
+            step.commits == self.commits
+            and _may_share(*self.steps[-1])
+            and _may_share(step, what)
+            and not self.touched.conflicts(reads, writes)
+        )
+
+
+def _may_share(step: Step, what: Launch | Move) -> bool:
+    """Whether a step is little work whatever the batch, on memory at places that are known."""
+    if isinstance(what, Move) or what.cost.per_sample or what.cost.fixed > MOST_WORK:
+        return False
+    places = (*step.results, *step.operands)
+    return isinstance(what.tasks.extent, int) and all(map(is_fixed, places))
+
+
 class EntryEmitter:
     """Writes entries: steps on planned memory, rounds of shared work, waits between them.
 
@@ -152,8 +204,9 @@ class EntryEmitter:
         def flush() -> None:
             if pending:
                 name = f"{phase}{len(self.entries)}"
-                self.entries.append(self._entry(name, pending))
-                segments.append(Native(name, tuple(what for _, what in pending)))
+                rounds = self._rounds(pending)
+                self.entries.append(self._entry(name, rounds))
+                segments.append(Native(name, tuple(r.what for r in rounds)))
                 pending.clear()
 
         for number, step in enumerate(steps):
@@ -184,40 +237,86 @@ class EntryEmitter:
 
     # -- one entry ---------------------------------------------------------------------------
 
-    def _entry(self, name: str, steps: Sequence[tuple[Step, Launch | Move]]) -> str:
+    def _rounds(self, steps: Sequence[_Planned]) -> list[_Round]:
+        """The rounds of an entry: neighbours that are small and independent share one."""
+        rounds: list[_Round] = []
+        for step, what in steps:
+            reads, writes = ranges_of(step, self.graph)
+            if not (rounds and rounds[-1].takes(step, what, reads, writes)):
+                rounds.append(_Round())
+            rounds[-1].steps.append((step, what))
+            rounds[-1].touched.add(reads, writes)
+        return rounds
+
+    def _entry(self, name: str, rounds: Sequence[_Round]) -> str:
         fn = entry_function(name)
         pointers: dict[Location, str] = {}
         status = self._pointer(fn, pointers, Location(STATUS))
         scratch_base = self._pointer(fn, pointers, Location(SCRATCH))
         shift = fn.emit(f"mul i64 %tid, {STRIDE}")
         scratch = fn.emit(f"getelementptr i8, ptr {scratch_base}, i64 {shift}")
+        private = [f"ptr {scratch}", f"ptr {status}"]
         touched = Touched()
         committed = False
         self.opened(fn)
-        for step, what in steps:
-            reads, writes = self._ranges(step)
-            first_commit = step.commits and not committed
+        for each in rounds:
+            reads, writes = each.touched.reads, each.touched.writes
+            first_commit = each.commits and not committed
             if first_commit or touched.conflicts(reads, writes):
                 fn.do(ARRIVE)
                 touched.clear()
             first = not touched
             if first_commit:
                 committed = True
-                self._stop_on_error(fn, status, len(steps))
+                self._stop_on_error(fn, status, len(rounds))
             touched.add(reads, writes)
-            results = [self._pointer(fn, pointers, loc) for loc in step.results]
-            operands = [self._pointer(fn, pointers, loc) for loc in step.operands]
-            if isinstance(what, Move):
-                self._copy(fn, what, results[0], operands[0], first)
+            if len(each.steps) > 1:
+                self._call_joint(fn, each.steps, private, first)
             else:
-                cuts = cuts_for(what.cost, what.cuts, what.cuts_from)
-                with shared(fn, _count(fn, what.tasks), cuts, first) as (begin, end):
-                    args = [f"ptr {p}" for p in (*results, *operands, scratch, status)]
-                    args += ["i64 %N", f"i64 {begin}", f"i64 {end}"]
-                    fn.do(f"call void @{what.symbol}({', '.join(args)})")
+                self._call(fn, *each.steps[0], pointers, private, first)
             self.done(fn, touched)
         self.declarations |= fn.declarations
         return close_entry(fn)
+
+    def _call(
+        self,
+        fn: Function,
+        step: Step,
+        what: Launch | Move,
+        pointers: dict[Location, str],
+        private: Sequence[str],
+        first: bool,
+    ) -> None:
+        """A round of one kernel, or a copy."""
+        places = [self._pointer(fn, pointers, loc) for loc in (*step.results, *step.operands)]
+        if isinstance(what, Move):
+            self._copy(fn, what, places[0], places[1], first)
+            return
+        cuts = cuts_for(what.cost, what.cuts, what.cuts_from)
+        with shared(fn, _count(fn, what.tasks), cuts, first) as (begin, end):
+            n = "%N" if what.length is None else what.length
+            args = [*(f"ptr {p}" for p in places), *private]
+            args += [f"i64 {x}" for x in (n, begin, end)]
+            fn.do(f"call void @{what.symbol}({', '.join(args)})")
+
+    def _call_joint(
+        self, fn: Function, steps: Sequence[_Planned], private: Sequence[str], first: bool
+    ) -> None:
+        """A round of several kernels."""
+        launches = [what for _, what in steps if isinstance(what, Launch)]
+        members = [
+            Member(
+                launch.symbol,
+                launch.tasks.at(0),
+                launch.length,
+                tuple((self._slot(x.slot), x.offset) for x in (*step.results, *step.operands)),
+            )
+            for (step, _), launch in zip(steps, launches, strict=True)
+        ]
+        cost = Cost(sum(launch.cost.fixed for launch in launches))
+        cuts = cuts_for(cost, min(launch.cuts for launch in launches))
+        with shared(fn, sum(m.tasks for m in members), cuts, first) as (begin, end):
+            call_members(fn, members, begin, end, private)
 
     def _pointer(self, fn: Function, known: dict[Location, str], location: Location) -> str:
         if location in known:
@@ -238,7 +337,7 @@ class EntryEmitter:
         return known[location]
 
     def _copy(self, fn: Function, move: Move, target: str, source: str, first: bool) -> None:
-        size = _extent(fn, _bytes(self.graph.type(move.value)))
+        size = _extent(fn, bytes_of(self.graph.type(move.value)))
         with shared(fn, 1, 0, first):
             fn.call(
                 "void", "llvm.memmove.p0.p0.i64",
@@ -255,13 +354,6 @@ class EntryEmitter:
         fn.do(f"call void @nw_stop(ptr %ticket, i64 {rounds})")
         fn.do("ret void")
         fn.label(go)
-
-    def _ranges(self, step: Step) -> tuple[list[_Range], list[_Range]]:
-        if step.node is None:
-            kinds = [self.graph.type(step.copied)] if step.copied else []
-            return _touched(step.operands, kinds), _touched(step.results, kinds)
-        kinds = [self.graph.type(v) for v in step.node.operands]
-        return _touched(step.operands, kinds), _touched(step.results, step.node.types)
 
 
 class _KernelEmitter(EntryEmitter):
@@ -284,7 +376,7 @@ class _KernelEmitter(EntryEmitter):
         self.kernels.setdefault(kernel.symbol, kernel)
         launch = Launch(
             node, kernel.symbol, phase, kernel.tasks, kernel.flops, kernel.bytes, kernel.cuts,
-            kernel.cuts_from,
+            kernel.cuts_from, kernel.length,
         )  # fmt: skip
         self.program.launches.append(launch)
         return launch
@@ -347,64 +439,3 @@ def _extent(fn: Function, extent: Extent) -> str:
     if isinstance(extent, Dim):
         return "%N" if extent.coef == 1 else fn.emit(f"mul i64 %N, {extent.coef}")
     return str(extent)
-
-
-def _bytes(kind: TensorType) -> Extent:
-    return numel(kind.shape) * kind.dtype.itemsize
-
-
-def _span(kind: TensorType) -> int:
-    """Bytes, per sample if the size depends on the batch."""
-    size = _bytes(kind)
-    return size.coef if isinstance(size, Dim) else size
-
-
-@dataclass(frozen=True)
-class _Range:
-    """``size`` bytes at a place, or of each row there the bytes from ``location.start`` on."""
-
-    location: Location
-    size: int
-    columns: int = 0
-
-    def overlaps(self, other: _Range) -> bool:
-        if self.location.slot != other.location.slot:
-            return False
-        a, b = self.location, other.location
-        if a.pitch and (a.offset, a.pitch) == (b.offset, b.pitch):
-            return a.start < b.start + other.columns and b.start < a.start + self.columns
-        return a.offset < b.offset + max(other.size, 1) and b.offset < a.offset + max(self.size, 1)
-
-
-def _touched(locations: Sequence[Location], kinds: Sequence[TensorType]) -> list[_Range]:
-    found = []
-    for location, kind in zip(locations, kinds, strict=True):
-        size, columns = _span(kind), 0
-        if location.pitch:
-            columns = int(kind.shape[-1]) * kind.dtype.itemsize  # type: ignore[arg-type]
-            size = size // columns * location.pitch
-        found.append(_Range(location, size, columns))
-    return found
-
-
-class Touched:
-    """Memory that was read or written since the last wait."""
-
-    def __init__(self) -> None:
-        self.reads: list[_Range] = []
-        self.writes: list[_Range] = []
-
-    def __bool__(self) -> bool:
-        return bool(self.reads or self.writes)
-
-    def add(self, reads: list[_Range], writes: list[_Range]) -> None:
-        self.reads += reads
-        self.writes += writes
-
-    def conflicts(self, reads: list[_Range], writes: list[_Range]) -> bool:
-        after_write = any(r.overlaps(w) for r in (*reads, *writes) for w in self.writes)
-        return after_write or any(w.overlaps(r) for w in writes for r in self.reads)
-
-    def clear(self) -> None:
-        self.reads.clear()
-        self.writes.clear()

@@ -12,9 +12,10 @@ from __future__ import annotations
 from ..ir.graph import Graph, Node
 from ..ir.plan import Plan, Step
 from .llvm import module_text
-from .program import ARRIVE, STRIDE, EntryEmitter, Launch, Native, Program, Touched
+from .program import ARRIVE, STRIDE, EntryEmitter, Launch, Native, Program
 from .spmd import SHARING_IR
 from .text import Function
+from .touched import Touched
 
 TIMES = "times"
 """The slot after those of the program: as many i64 as there are marks."""

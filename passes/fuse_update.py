@@ -12,9 +12,9 @@ After::
     %v, %w = fused(%dy, %x, %v0, %momentum, %lr, %w0) {kind="contraction"} { linear_grad_weight,
         mul, add, mul, sub }
 
-The kernel writes over the old weight. It is placed right behind the last other reader of the weight
-(the product that computes the gradient of the layer's input), so that ``dy`` and ``x`` live no
-longer than they must. Code F501 done, F502 declined.
+The kernel writes over the old weight. ``schedule_updates`` places it right behind the last other
+reader of the weight (the product that computes the gradient of the layer's input), so that ``dy``
+and ``x`` live no longer than they must. Code F501 done, F502 declined.
 
 Skips: a gradient that something else reads (its norm, for clipping), or that is a result; an update
 with results that are read in the same run or are results; operands of another shape than the
@@ -27,10 +27,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..ir.graph import Graph, Node, Value
+from ..ir.graph import Graph, Node
 from ..ir.ops.contraction import IN_PLACE_ANCHORS
 from ..ir.types import TensorType
-from .commits import CHECKED, STATE
+from .commits import CHECKED
 from .region import Group, build_regions
 from .rewriting import Ledger
 
@@ -67,7 +67,7 @@ def fuse_update(
             ledger.did(NAME, "F501", node, f"the kernel of %{node.name} updates the weight")
         else:
             ledger.declined(NAME, "F502", node, f"%{node.name} does not update: {obstacle}")
-    return _early(build_regions(graph, groups), {g.named_after for g in groups})
+    return build_regions(graph, groups)
 
 
 def _updates(graph: Graph, node: Node) -> bool:
@@ -99,30 +99,3 @@ def _obstacle(
     if is_faster is not None and not is_faster(gradient.type, streams):
         return "the update is not faster there"
     return None
-
-
-def _early(graph: Graph, moved: set[str]) -> Graph:
-    """The graph with each of the nodes ``moved`` right behind what must come before it: what makes
-    its operands, and the other readers of the state that it writes over."""
-    if not moved:
-        return graph
-    order = [n for n in graph.nodes if n.name not in moved]
-    place = {n.name: i for i, n in enumerate(order)}
-    behind: dict[int, list[Node]] = {}
-    for node in graph.nodes:
-        if node.name in moved:
-            before = {n for v in node.operands for n in _before(graph, v)} - moved
-            behind.setdefault(max(map(place.__getitem__, before)), []).append(node)
-    new = Graph(graph.name)
-    for i, node in enumerate(order):
-        for each in (node, *behind.get(i, ())):
-            new.insert(each)
-    new.outputs, new.updates = dict(graph.outputs), dict(graph.updates)
-    return new
-
-
-def _before(graph: Graph, operand: Value) -> set[str]:
-    """The node that makes an operand; if it is state, also those that read it."""
-    maker = graph.node(operand)
-    readers = graph.users(operand) if maker.op in STATE else ()
-    return {maker.name, *(u.name for u in readers)}

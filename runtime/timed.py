@@ -15,7 +15,7 @@ import numpy as np
 from . import jit, pool
 
 if TYPE_CHECKING:
-    from ..codegen.program import Fallback, Launch, Move, Program
+    from ..codegen.program import Fallback, Joint, Launch, Move, Program
     from ..codegen.target import Target
     from .executable import Executable
 
@@ -38,7 +38,7 @@ class Recorder:
         kernels = {x.symbol: executable.library.address(x.symbol) for x in program.launches}
         parts = {"graph": program.name, "timed": "True"}
         self.library = jit.load(program.text, target, parts, imports=kernels)
-        self.steps: list[Launch | Move | Fallback] = []
+        self.steps: list[Launch | Move | Joint | Fallback] = []
         self._segments: list[tuple[int, int] | Fallback] = []
         for segment in program.run:
             if isinstance(segment, Native):

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from ...errors import ShapeError
-from ..types import Extent, TensorType, float64
+from ..types import Dim, Extent, TensorType, float64
 from .checks import fixed_extent, require_float, require_shape
 from .record import SUMMED, Op, Sample, register
 
 
 def rows_per_part(rows: int, parts: int) -> int:
     """Rows of each part but the last ones, which may have fewer or none."""
-    return max(1, -(-rows // parts))
+    return max(1, -(-rows // max(1, parts)))
 
 
 def _parts_of(x: np.ndarray, parts: int) -> Iterator[np.ndarray]:
@@ -39,9 +39,10 @@ def _counts(rows: int, parts: int) -> np.ndarray:
     return np.clip(rows - per * np.arange(parts), 0, per).astype(np.float64)[:, None]
 
 
-def _sums_type(op: str, x: TensorType, parts: int) -> TensorType:
+def _sums_type(op: str, x: TensorType, parts: Extent) -> TensorType:
     require_float(op, input=x)
-    if x.rank < 2 or parts < 1:
+    least = parts.coef if isinstance(parts, Dim) else parts
+    if x.rank < 2 or least < 1:
         raise ShapeError(f"{op}: cannot cut {x} into {parts} parts of its rows")
     return TensorType(float64, (parts, 2, fixed_extent(op, "the number of channels", x.shape[-1])))
 
@@ -181,7 +182,7 @@ def _register(name: str, infer: Any, numpy: Any, samples: Any) -> None:
     register(Op(name, "norm", infer, numpy, samples=samples, **SUMMED))
 
 
-def _moments_infer(x: TensorType, *, parts: int) -> TensorType:
+def _moments_infer(x: TensorType, *, parts: Extent) -> TensorType:
     return _sums_type("batch_norm_moments", x, parts)
 
 

@@ -225,7 +225,7 @@ def test_misuse_says_what_is_wrong(
 ) -> None:
     with pytest.raises(ValueError, match="seconds must be positive, got 0"):
         fast.eval().profile(X, seconds=0)
-    with pytest.raises(TypeError, match="at least one tensor"):
+    with pytest.raises(TypeError, match="at least one netwright tensor"):
         fast.profile()
     with pytest.raises(TypeError, match="and then the target"):
         step.profile(X)

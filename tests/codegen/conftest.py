@@ -79,7 +79,7 @@ def run(link: Callable[..., int]) -> Callable[..., None]:
         data = [a.ctypes.data for a in [*outs, *ins, scratch, status]]
         cuts = [0, *splits, kernel.tasks.at(n)]
         for begin, end in reversed(list(itertools.pairwise(cuts))):
-            function(*data, n, begin, end)
+            function(*data, n if kernel.length is None else kernel.length, begin, end)
         return status
 
     return call

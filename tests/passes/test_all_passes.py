@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from netwright import compiler
-from netwright.ir.graph import Graph
+from netwright.ir.graph import Graph, Node
 from netwright.ir.interpreter import evaluate
 from netwright.ir.text import parse
+from netwright.ir.types import Dim, numel
 from netwright.ir.verify import verify
 from netwright.passes.absorb_flatten import absorb_flatten
 from netwright.passes.assign_layout import assign_layout
@@ -20,6 +21,7 @@ from netwright.passes.fold_constants import fold_constants
 from netwright.passes.fuse_conv_bn_relu import fuse_conv_bn_relu
 from netwright.passes.fuse_elementwise import fuse_elementwise
 from netwright.passes.fuse_elementwise_pooling import fuse_elementwise_pooling
+from netwright.passes.fuse_moments import fuse_moments
 from netwright.passes.fuse_pooling import fuse_pooling
 from netwright.passes.fuse_reductions import fuse_reductions
 from netwright.passes.fuse_row_means import fuse_row_means
@@ -30,6 +32,7 @@ from netwright.passes.merge_cross_entropy import merge_cross_entropy
 from netwright.passes.pack_weights import pack_weights
 from netwright.passes.rewriting import Ledger
 from netwright.passes.save_pool_places import save_pool_places
+from netwright.passes.schedule_updates import schedule_updates
 from netwright.passes.simplify import simplify
 from netwright.passes.split_batch_norm import split_batch_norm
 
@@ -38,6 +41,14 @@ Pass = Callable[[Graph, Ledger], Graph]
 
 def _pack(graph: Graph, ledger: Ledger) -> Graph:
     return pack_weights(graph, lambda n, dtype: 8, ledger, lambda *geometry: 2)
+
+
+def _moments(graph: Graph, ledger: Ledger) -> Graph:
+    def rows(node: Node, graph: Graph) -> int:
+        samples = numel(node.type.shape[:-1])
+        return samples.coef if isinstance(samples, Dim) else 0
+
+    return fuse_moments(graph, rows, ledger)
 
 
 PASSES: dict[str, Pass] = {
@@ -61,6 +72,8 @@ PASSES: dict[str, Pass] = {
     "fuse_pooling": fuse_pooling,
     "fuse_row_means": fuse_row_means,
     "pack_weights": _pack,
+    "fuse_moments": _moments,
+    "schedule_updates": schedule_updates,
 }
 SEEDS = range(20)
 
