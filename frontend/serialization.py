@@ -63,7 +63,7 @@ def load(
     *,
     weights_only: bool | None = None,
 ) -> Any:
-    """Reads what ``save`` wrote, or a file named ``*.safetensors``; runs no code from the file.
+    """Reads what ``save`` wrote, or a safetensors file; runs no code from the file.
 
     Tensors come back on the CPU without ``requires_grad``. ValueError, with the file's name, if
     the file is damaged or something else.
@@ -74,10 +74,13 @@ def load(
         raise UnsupportedError("load(weights_only=False): netwright never reads pickles")
     name = os.fspath(f) if isinstance(f, (str, os.PathLike)) else getattr(f, "name", "the file")
     try:
-        if isinstance(name, str) and name.endswith(".safetensors"):
-            return _read_safetensors(f)
-        with zipfile.ZipFile(f) as archive:
-            return _read(archive)
+        with _opened(f) as file:
+            start = file.read(9)
+            file.seek(-len(start), os.SEEK_CUR)
+            if safetensors.looks_like_one(start):
+                return safetensors.read(file)
+            with zipfile.ZipFile(file) as archive:
+                return _read(archive)
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -93,11 +96,11 @@ def load(
         ) from error
 
 
-def _read_safetensors(f: str | os.PathLike[str] | IO[bytes]) -> dict[str, Tensor]:
-    if isinstance(f, (str, os.PathLike)):
-        with open(f, "rb") as file:
-            return safetensors.read(file)
-    return safetensors.read(f)
+def _opened(
+    f: str | os.PathLike[str] | IO[bytes],
+) -> contextlib.AbstractContextManager[IO[bytes]]:
+    """The file of a path, which is closed afterwards, or ``f`` itself, which is not."""
+    return open(f, "rb") if isinstance(f, (str, os.PathLike)) else contextlib.nullcontext(f)
 
 
 class _Writer:
@@ -208,7 +211,8 @@ def _arrays_alone(archive: zipfile.ZipFile, names: list[str]) -> dict[str, Tenso
     if not names or not all(n.endswith(".npy") for n in names):
         torch = any(n.endswith("data.pkl") for n in names)
         raise ValueError(
-            "it is a PyTorch checkpoint; in PyTorch, write it with "
+            "it is a PyTorch checkpoint, which is a pickle; in PyTorch, write it with "
+            "safetensors.torch.save_file(state_dict, path), or with "
             "numpy.savez(path, **{k: v.numpy() for k, v in state_dict.items()})"
             if torch
             else f"a zip archive without {_STRUCTURE}"

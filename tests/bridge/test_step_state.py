@@ -67,6 +67,25 @@ def test_state_of_another_shape_is_an_error() -> None:
             call()
 
 
+def test_one_cycle_changes_rate_and_momentum_of_one_program() -> None:
+    model, step = trained(calls=0)
+    schedule = optim.lr_scheduler.OneCycleLR(step.optimizer, max_lr=0.1, total_steps=6)
+    for _ in range(6):
+        step(X, T)
+        schedule.step()
+    assert step.compilations == 1
+
+    twin, plain = trained(calls=0)
+    schedule = optim.lr_scheduler.OneCycleLR(plain.optimizer, max_lr=0.1, total_steps=6)
+    for _ in range(6):
+        plain.optimizer.zero_grad()
+        nn.CrossEntropyLoss()(twin(nw.from_numpy(X)), nw.from_numpy(T)).backward()
+        plain.optimizer.step()
+        schedule.step()
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        np.testing.assert_allclose(one.detach().numpy(), other.detach().numpy(), atol=1e-5)
+
+
 # Its gradient was used as if the hook were not there.
 def test_a_hook_on_a_parameter_is_an_error_that_names_it() -> None:
     model, step = trained()

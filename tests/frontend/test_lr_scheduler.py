@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
 import pytest
 
+from netwright import optim
 from netwright.frontend.creation import ones, zeros
 from netwright.frontend.optim import SGD, lr_scheduler
 
@@ -18,6 +20,10 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("CosineAnnealingLR", {"T_max": 7}),
     ("CosineAnnealingLR", {"T_max": 10, "eta_min": 0.01}),
     ("CosineAnnealingLR", {"T_max": 1}),
+    ("ConstantLR", {"factor": 0.25, "total_iters": 4}),
+    ("LinearLR", {"start_factor": 0.1, "total_iters": 6}),
+    ("LinearLR", {"start_factor": 1.0, "end_factor": 0.2}),
+    ("PolynomialLR", {"total_iters": 8, "power": 2.0}),
     ("LambdaLR", {"lr_lambda": lambda epoch: 0.95**epoch}),
     ("LambdaLR", {"lr_lambda": [lambda epoch: 1 / (epoch + 1), lambda epoch: 0.5**epoch]}),
 ]
@@ -159,3 +165,115 @@ def test_hyper_follows_the_schedule() -> None:
 def test_wrong_arguments_are_errors(make: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make(SGD([zeros(2)]))
+
+
+JOINED: dict[str, Any] = {
+    "warm restarts": lambda m, o: m.CosineAnnealingWarmRestarts(o, 3, T_mult=2, eta_min=0.01),
+    "multiplicative": lambda m, o: m.MultiplicativeLR(o, lambda epoch: 0.9 + 0.01 * (epoch % 3)),
+    "warm-up, then a cosine": lambda m, o: m.SequentialLR(
+        o,
+        [m.LinearLR(o, start_factor=0.1, total_iters=4), m.CosineAnnealingLR(o, T_max=12)],
+        milestones=[4],
+    ),
+    "three in a row": lambda m, o: m.SequentialLR(
+        o, [m.ConstantLR(o), m.ExponentialLR(o, 0.9), m.StepLR(o, 3)], milestones=[3, 9]
+    ),
+    "chained": lambda m, o: m.ChainedScheduler(
+        [m.ConstantLR(o, factor=0.5, total_iters=3), m.ExponentialLR(o, gamma=0.9)]
+    ),
+    "one cycle": lambda m, o: m.OneCycleLR(o, max_lr=[0.3, 0.2], total_steps=31),
+    "one cycle, three phases": lambda m, o: m.OneCycleLR(
+        o, 0.3, epochs=4, steps_per_epoch=8, three_phase=True, anneal_strategy="linear"
+    ),
+}
+
+
+def both(make: Any, kind: str) -> Any:
+    """Optimizers and schedules, ours and torch's."""
+    torch = pytest.importorskip("torch")
+    options: dict[str, Any] = {"lr": 0.1} | ({"momentum": 0.9} if kind == "SGD" else {})
+    ours = getattr(optim, kind)(groups(lambda n: zeros(n, requires_grad=True)), **options)
+    made = groups(lambda n: torch.zeros(n, requires_grad=True))
+    theirs = getattr(torch.optim, kind)(made, **options)
+    return ours, make(lr_scheduler, ours), theirs, make(torch.optim.lr_scheduler, theirs)
+
+
+def numbers(optimizer: Any) -> list[float]:
+    """Rates and momenta."""
+    momenta = [g["momentum"] if "momentum" in g else g["betas"][0] for g in optimizer.param_groups]
+    return [*rates(optimizer), *momenta]
+
+
+@pytest.mark.filterwarnings("ignore:The epoch parameter:UserWarning")
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+@pytest.mark.parametrize("make", JOINED.values(), ids=JOINED)
+def test_cycles_and_joined_schedules_equal_torchs(make: Any, kind: str) -> None:
+    ours, mine, theirs, reference = both(make, kind)
+    for _ in range(30):
+        assert numbers(ours) == pytest.approx(numbers(theirs), rel=1e-12, abs=1e-15)
+        assert mine.get_last_lr() == rates(ours)
+        for optimizer, scheduler in ((ours, mine), (theirs, reference)):
+            optimizer.step()
+            scheduler.step()
+
+
+@pytest.mark.parametrize("make", JOINED.values(), ids=JOINED)
+def test_cycles_and_joined_schedules_continue_from_a_saved_state(make: Any) -> None:
+    def fresh() -> Any:
+        optimizer = SGD(groups(lambda n: zeros(n, requires_grad=True)), lr=0.1, momentum=0.9)
+        return optimizer, make(lr_scheduler, optimizer)
+
+    def advance(optimizer: Any, scheduler: Any) -> list[float]:
+        optimizer.step()
+        scheduler.step()
+        return numbers(optimizer)
+
+    optimizer, scheduler = fresh()
+    for _ in range(7):
+        advance(optimizer, scheduler)
+    later, resumed = fresh()
+    later.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(copy.deepcopy(scheduler.state_dict()))
+    for _ in range(8):
+        assert advance(later, resumed) == advance(optimizer, scheduler)
+
+
+def test_warm_restarts_take_fractions_of_epochs() -> None:
+    make = JOINED["warm restarts"]
+    ours, mine, theirs, reference = both(make, "SGD")
+    for epoch in (0.0, 0.25, 2.75, 3.0, 8.5, 9.5, 20.9):
+        for optimizer, scheduler in ((ours, mine), (theirs, reference)):
+            optimizer.step()
+            scheduler.step(epoch)
+        assert rates(ours) == pytest.approx(rates(theirs), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda o: lr_scheduler.OneCycleLR(o, 0.1), "total_steps OR"),
+        (lambda o: lr_scheduler.OneCycleLR(o, [0.1], total_steps=5), "2 values for max_lr, got 1"),
+        (lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=0), "positive integer total_steps"),
+        (lambda o: lr_scheduler.LinearLR(o, start_factor=0.0), "greater than 0"),
+        (lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 0), "positive integer T_0"),
+        (lambda o: lr_scheduler.ChainedScheduler([]), "at least one scheduler"),
+        (
+            lambda o: lr_scheduler.SequentialLR(o, [lr_scheduler.StepLR(o, 2)], [1]),
+            "one more than the number of milestone",
+        ),
+    ],
+)
+def test_wrong_schedules_are_errors_with_torchs_words(make: Any, words: str) -> None:
+    optimizer = SGD(groups(lambda n: zeros(n, requires_grad=True)), lr=0.1, momentum=0.9)
+    with pytest.raises(ValueError, match=words):
+        make(optimizer)
+
+
+def test_one_cycle_refuses_a_step_too_many() -> None:
+    optimizer = SGD(groups(lambda n: zeros(n, requires_grad=True)), lr=0.1, momentum=0.9)
+    scheduler = lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=3)
+    for _ in range(3):
+        optimizer.step()
+        scheduler.step()
+    with pytest.raises(ValueError, match="Tried to step 4 times"):
+        scheduler.step()

@@ -1,7 +1,6 @@
-"""nw.load of .safetensors files, which are written here byte by byte."""
+"""Reading safetensors: files written here byte by byte, by the library, and damaged ones."""
 
-from __future__ import annotations
-
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,61 +11,78 @@ import pytest
 import netwright as nw
 from netwright import nn
 
+WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3) / 7
 
-def write(path: Path, tensors: dict[str, tuple[str, list[int], bytes]], **extra: Any) -> Path:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    content = b""
-    for name, (dtype, shape, data) in tensors.items():
-        offsets = [len(content), len(content) + len(data)]
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets, **extra}
-        content += data
+
+def file_of(entries: dict[str, tuple[str, list[int], bytes]], **more: Any) -> bytes:
+    header: dict[str, Any] = dict(more)
+    data = b""
+    for name, (kind, shape, elements) in entries.items():
+        offsets = [len(data), len(data) + len(elements)]
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": offsets}
+        data += elements
     text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + content)
-    return path
+    return len(text).to_bytes(8, "little") + text + data
 
 
-def test_every_dtype_is_read(tmp_path: Path) -> None:
-    values = np.array([[1.5, -2.0], [0.0, 3.0]])
-    kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2",
-             "I8": "i1", "BOOL": "?"}  # fmt: skip
-    tensors = {k: (k, [2, 2], values.astype(d).tobytes()) for k, d in kinds.items()}
-    upper = (values.astype("<f4").view("<u4") >> 16).astype("<u2")
-    tensors["BF16"] = ("BF16", [2, 2], upper.tobytes())
-    tensors["scalar"] = ("U8", [], b"\x07")
-    tensors["empty"] = ("F32", [0, 3], b"")
-    found = nw.load(write(tmp_path / "a.safetensors", tensors))
-    for name, dtype in kinds.items():
-        assert found[name].tolist() == values.astype(dtype).tolist()
-    assert found["BF16"].tolist() == values.tolist()
-    assert (found["BF16"].dtype, found["F16"].dtype) == (nw.float32, nw.float32)
-    assert found["scalar"].item() == 7 and found["empty"].shape == (0, 3)
+def whole() -> bytes:
+    half = WEIGHT.astype(np.float16)
+    upper = (WEIGHT.view(np.uint32) >> 16).astype("<u2")
+    entries = {
+        "weight": ("F32", [2, 3], WEIGHT.tobytes()),
+        "count": ("I64", [], np.int64(5).tobytes()),
+        "mask": ("BOOL", [2], b"\x01\x00"),
+        "half": ("F16", [2, 3], half.tobytes()),
+        "brain": ("BF16", [2, 3], upper.tobytes()),
+        "none": ("F64", [0, 4], b""),
+    }
+    return file_of(entries, __metadata__={"format": "pt"})
 
 
-def test_a_state_dict_loads_into_a_module(tmp_path: Path) -> None:
-    model = nn.Linear(2, 1)
-    weight = np.array([[3.0, 4.0]], "<f4")
-    state = {"weight": ("F32", [1, 2], weight.tobytes()), "bias": ("F32", [1], b"\0" * 4)}
-    model.load_state_dict(nw.load(write(tmp_path / "a.safetensors", state)))
-    assert model(nw.ones(1, 2)).item() == 7.0
-    with nw.no_grad():
-        model.weight.zero_()  # the memory is the tensor's own
+def test_tensors_come_with_names_shapes_and_dtypes(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(whole())
+    for found in (nw.load(path), nw.load(str(path)), nw.load(io.BytesIO(whole()))):
+        assert list(found) == ["weight", "count", "mask", "half", "brain", "none"]
+        np.testing.assert_array_equal(found["weight"].numpy(), WEIGHT)
+        assert (found["count"].item(), found["count"].dtype) == (5, nw.int64)
+        assert found["mask"].tolist() == [True, False]
+        assert found["none"].shape == (0, 4)
+        assert {found[name].dtype for name in ("half", "brain")} == {nw.float32}
+        np.testing.assert_array_equal(found["half"].numpy(), WEIGHT.astype(np.float16))
+        np.testing.assert_allclose(found["brain"].numpy(), WEIGHT, rtol=1 / 128)
+
+
+def test_a_model_loads_and_its_weights_can_be_trained(tmp_path: Path) -> None:
+    entries = {"weight": ("F32", [2, 3], WEIGHT.tobytes())}
+    (tmp_path / "m.safetensors").write_bytes(file_of(entries))
+    model = nn.Linear(3, 2, bias=False)
+    model.load_state_dict(nw.load(tmp_path / "m.safetensors"))
+    np.testing.assert_array_equal(model.weight.detach().numpy(), WEIGHT)
 
 
 @pytest.mark.parametrize(
-    ("tensors", "message"),
+    ("content", "words"),
     [
-        ({"w": ("F8_E4M3", [1], b"\0")}, "'w' has dtype F8_E4M3; those that can be read"),
-        ({"w": ("F32", [2], b"\0" * 4)}, r"'w' of shape \[2\] does not fit bytes 0 to 4"),
+        (whole()[:-3], "'brain' are not complete"),
+        (whole()[:40], "header has"),
+        (file_of({"w": ("F8_E4M3", [1], b"0")}), "'w' has elements of type F8_E4M3"),
+        (file_of({"w": ("F32", [2], b"0000")}), "'w' are not complete"),
+        ((5).to_bytes(8, "little") + b"{oops", "damaged"),
     ],
+    ids=["short", "header", "type", "size", "json"],
 )
-def test_what_cannot_be_read_is_named(tmp_path: Path, tensors: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        nw.load(write(tmp_path / "a.safetensors", tensors))
-
-
-@pytest.mark.parametrize("data", [b"", b"\x02\0\0", b"\xff" * 20, b"\x02\0\0\0\0\0\0\0[]"])
-def test_a_damaged_file_is_a_value_error(tmp_path: Path, data: bytes) -> None:
-    path = tmp_path / "a.safetensors"
-    path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"a\.safetensors: not a checkpoint.*header"):
+def test_a_damaged_file_is_named(content: bytes, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"(?s)bad\.safetensors: .*{words}"):
         nw.load(path)
+
+
+def test_files_of_the_library_load(tmp_path: Path) -> None:
+    library = pytest.importorskip("safetensors.numpy", reason="writes the file")
+    path = tmp_path / "model.safetensors"
+    library.save_file({"b": WEIGHT, "a": np.arange(3)}, path)
+    found = nw.load(path)
+    np.testing.assert_array_equal(found["b"].numpy(), WEIGHT)
+    assert found["a"].tolist() == [0, 1, 2]

@@ -82,6 +82,22 @@ def smooth_l1_loss(
     return reduced(apply("smooth_l1", input, target, beta=float(beta)), reduction)
 
 
+def huber_loss(
+    input: Tensor,
+    target: Tensor,
+    reduction: str = "mean",
+    delta: float = 1.0,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """d^2 / 2 where d = |input - target| < delta, else delta (d - delta / 2). Huber 1964."""
+    reduction = reduction_of(reduction, None, None)
+    if delta <= 0:
+        raise RuntimeError("huber_loss does not support non-positive values for delta.")
+    _check_regression("huber_loss", input, target, weight)
+    loss = apply("smooth_l1", input, target, beta=float(delta)) * float(delta)
+    return _weighted(loss, weight, reduction)
+
+
 def _check_regression(name: str, input: Tensor, target: Tensor, weight: Tensor | None) -> None:
     need_tensor(name, "input", 1, input)
     need_tensor(name, "target", 2, target)
