@@ -21,10 +21,12 @@ After, ``%w`` comes behind ``%dx``::
     %b: f32[512] = fused(%db, %lr, %b0) {kind="elementwise"} { mul, sub }
 
 A big update runs behind the last other reader of the old state, so that the gradient's memory is
-free again, instead of all gradients being alive at the end (code W101). Small ones, the counts and
-running statistics of normalisation among them, come last, next to each other: there they can write
-into the state itself, whatever was read or checked before, and code generation makes one round of
-them (``codegen/joint.py``, code W102).
+free again, instead of all gradients being alive at the end (code W101). It waits there for its
+gradient, which costs a few percent of a short step; so where all gradients together are small, only
+kernels that compute a gradient and apply it come early, and the others late. Small ones, the counts
+and running statistics of normalisation among them, come last, next to each other: there they can
+write into the state itself, whatever was read or checked before, and code generation makes one
+round of them (``codegen/joint.py``, code W102).
 
 Skips: results that something else reads or that are outputs; old state that is an output; operators
 that read no old state, such as a gradient that is kept in a buffer, and buffers of gradients, for
@@ -45,17 +47,25 @@ SMALL = 16 * 1024
 """Bytes of each operand and result below which an update may wait: keeping its gradient costs less
 than a round of its own."""
 
+FEW = 8 * 1024 * 1024
+"""Bytes of all gradients of big updates up to which these gradients may wait."""
+
 SOURCES = (*STATE, "input", "constant")
 
 
-def schedule_updates(graph: Graph, ledger: Ledger | None = None) -> Graph:
+def schedule_updates(graph: Graph, ledger: Ledger | None = None, few: int = FEW) -> Graph:
     """The graph with every update of state early or last in the order of its nodes."""
     paths: dict[Value, list[str]] = {}
     for path, value in graph.updates.items():
         paths.setdefault(value, []).append(path)
     old = {n.attrs["path"]: n.value for n in graph.nodes if n.op in STATE}
     found = [n for n in graph.nodes if _updates_state(graph, n, paths, old)]
-    late = [n for n in found if _may_wait(graph, n, paths)]
+    late = [n for n in found if _may_wait(paths, n)]
+    big = [n for n in late if not _is_small_update(graph, n)]
+    if sum(_gradient_bytes(graph, n) for n in big) > few:
+        late = [n for n in late if n not in big]
+    else:
+        late = [*big, *(n for n in late if n not in big)]
     early = {n.name for n in found} - {n.name for n in late}
     if not found:
         return graph
@@ -74,7 +84,7 @@ def schedule_updates(graph: Graph, ledger: Ledger | None = None) -> Graph:
         if early:
             ledger.note(NAME, "W101", True, f"{len(early)} updates right behind their gradients")
         if late:
-            ledger.note(NAME, "W102", True, f"{len(late)} small updates together at the end")
+            ledger.note(NAME, "W102", True, f"{len(late)} updates together at the end")
     return new
 
 
@@ -93,10 +103,21 @@ def _updates_state(
     return not replaced.isdisjoint(node.operands)
 
 
-def _may_wait(graph: Graph, node: Node, paths: dict[Value, list[str]]) -> bool:
-    if any(p.startswith(GRAD) for v in node.values for p in paths[v]):
-        return False
+def _may_wait(paths: dict[Value, list[str]], node: Node) -> bool:
+    """Whether nobody waits for an update: sums of gradients are sent, and a kernel that computes
+    the gradient, too, reads what is bigger than that."""
+    gradient = any(p.startswith(GRAD) for v in node.values for p in paths[v])
+    return not gradient and node.attrs.get("kind") != "contraction"
+
+
+def _is_small_update(graph: Graph, node: Node) -> bool:
     return all(map(_is_small, (*node.types, *map(graph.type, node.operands))))
+
+
+def _gradient_bytes(graph: Graph, update: Node) -> int:
+    """Bytes of what an update reads that is not state and does not depend on the batch size."""
+    made = [graph.type(v) for v in update.operands if graph.node(v).op not in SOURCES]
+    return sum(k.size * k.dtype.itemsize for k in made if not isinstance(k.size, Dim))
 
 
 def _is_small(kind: TensorType) -> bool:

@@ -211,7 +211,7 @@ def test_the_state_of_the_generator_can_be_restored():
 
 
 def test_fixed_random_numbers_in_a_trace_are_refused(monkeypatch):
-    monkeypatch.setattr(dispatch, "tracer", object())
+    monkeypatch.setattr(dispatch.current, "tracer", object())
     with pytest.raises(TraceError, match="every run would see the same"):
         nf.rand(3)
 

@@ -10,7 +10,7 @@ from netwright.ir.types import Dim, int64
 from netwright.passes.fuse_elementwise import fuse_elementwise
 from netwright.passes.plan_memory import plan_memory
 from netwright.passes.rewriting import Ledger
-from netwright.passes.schedule_updates import SMALL, schedule_updates
+from netwright.passes.schedule_updates import FEW, SMALL, schedule_updates
 
 N = Dim(1)
 WIDTH = 96
@@ -64,7 +64,7 @@ def test_big_updates_follow_the_last_reader_and_small_ones_come_last(
     new_net: Any, assert_same: Any, values_of: Any, check_plan: Any
 ) -> None:
     graph, ledger = step(new_net), Ledger()
-    after = schedule_updates(graph, ledger)
+    after = schedule_updates(graph, ledger, few=0)
     assert [e.code for e in ledger.entries] == ["W101", "W102"]
     assert_same(graph, after, 0.0)
     for k in range(3):
@@ -80,7 +80,20 @@ def test_gradients_share_memory_that_all_needed_before(new_net: Any) -> None:
     graph = step(new_net)
     weight = 4 * WIDTH * WIDTH
     assert plan_memory(graph).fixed_bytes >= 3 * weight
-    assert plan_memory(schedule_updates(graph)).fixed_bytes < 2 * weight
+    assert plan_memory(schedule_updates(graph, few=0)).fixed_bytes < 2 * weight
+
+
+def test_gradients_that_are_few_together_wait_for_the_end(
+    new_net: Any, assert_same: Any, values_of: Any, check_plan: Any
+) -> None:
+    graph, ledger = step(new_net), Ledger()
+    assert 3 * 4 * WIDTH * WIDTH < FEW
+    after = schedule_updates(graph, ledger)
+    assert [e.code for e in ledger.entries] == ["W102"]
+    assert_same(graph, after, 0.0)
+    last = [after.updates[f"{kind}{k}"].node for kind in "wb" for k in range(3)]
+    assert [n.name for n in after.nodes][-6:] == last
+    check_plan(after, values_of(after), 3)
 
 
 @pytest.mark.parametrize(
@@ -90,14 +103,14 @@ def test_an_update_stays_where_it_is_if_somebody_could_tell(
     new_net: Any, assert_same: Any, values_of: Any, check_plan: Any, case: str
 ) -> None:
     graph = step(new_net, case)
-    after = schedule_updates(graph)
+    after = schedule_updates(graph, few=0)
     assert place(after, "w0") > max(place(after, "w1"), place(after, "w2"))
     assert_same(graph, after, 0.0)
     check_plan(after, values_of(after), 3)
 
 
 def test_no_update_comes_before_the_last_look_at_an_index(new_net: Any) -> None:
-    after = schedule_updates(step(new_net, "checked"))
+    after = schedule_updates(step(new_net, "checked"), few=0)
     check = [n.op for n in after.nodes].index("embedding")
     assert all(place(after, f"w{k}") > check for k in range(3))
     plan = plan_memory(after)
