@@ -30,7 +30,9 @@ def make_model(name: str) -> nn.Module:
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("pass_name", help="the pass to switch off")
     parser.add_argument("--model", default="mobilenet_v2")
     parser.add_argument("--shape", default="3x224x224")
