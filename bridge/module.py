@@ -216,7 +216,7 @@ class CompiledModule(Inspection, Module):
                 variant = kind(made)
                 training = any(m.training for m in self._model.modules())
                 variant.mode = "forward" if mode == "eval" and training else mode
-                keep(self._variants, general, call, variant)
+                keep(self._variants, general, call, variant, self._warned)
                 compiler.warn(self._fingerprint.lint(fingerprint), self._warned)
                 self._tell(variant)
         return variant

@@ -101,7 +101,7 @@ class StepPrograms(Inspection):
                 compiler.compile_step(made, updates, clip, self._options)
                 self._lint_unreached(made, groups, made.stages["optimized"].updates)
                 variant = UpdatingVariant("step", made, self.optimizer, updates, groups)
-                keep(self._variants, general, call, variant)
+                keep(self._variants, general, call, variant, self._warned)
                 self._tell(variant)
         return variant
 
@@ -127,7 +127,7 @@ class StepPrograms(Inspection):
                 )
                 variant = GradientVariant(made, buffers)
                 self._lint_unreached(made, groups, variant.reached)
-                keep(self._variants, general, call, variant)
+                keep(self._variants, general, call, variant, self._warned)
                 self._tell(variant)
         return variant
 
@@ -171,7 +171,7 @@ class StepPrograms(Inspection):
                 made = self._captured(program, call, "evaluation")
                 compiler.compile_inference(made, self._options)
                 variant = Variant(made)
-                keep(self._variants, general, call, variant)
+                keep(self._variants, general, call, variant, self._warned)
                 self._tell(variant)
         return variant.run(call.leaves)
 

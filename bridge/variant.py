@@ -17,10 +17,13 @@ from ..frontend.random import default_generator
 from ..frontend.tensor import Tensor
 from ..frontend.trace import OutputRef
 from ..ir.graph import Graph
-from ..ir.types import Dim, TensorType, numel
+from ..ir.types import Dim, TensorType, numel, shape_text
 from ..passes.split_backward import SAVED
 from ..runtime.executable import Executable
 from .call import Call
+
+MANY = 10
+"""So many programs of one model are a sign that something changes in every call."""
 
 
 class State:
@@ -108,9 +111,19 @@ def find(variants: dict[Any, Any], general: Any, call: Call, warned: set[str]) -
     return None
 
 
-def keep(variants: dict[Any, Any], general: Any, call: Call, variant: Variant) -> None:
-    """Files a new program for ``find``."""
+def keep(
+    variants: dict[Any, Any], general: Any, call: Call, variant: Variant, warned: set[str]
+) -> None:
+    """Files a new program for ``find``; a warning (T004) if there are many."""
     variants[(general, call.shapes()) if variant.fixed_batch else general] = variant
+    if len(variants) == MANY:
+        shapes = ", ".join(shape_text(s) for s in call.shapes())
+        text = (
+            f"this is the {MANY}th program compiled here, for arguments of shapes {shapes}: "
+            "one serves every batch size, but each other combination of sizes, dtypes, modes "
+            "and attributes has one of its own. Pad sequences and images to a few sizes"
+        )
+        compiler.warn([LintWarning("T004", text)], warned)
 
 
 class Variant:

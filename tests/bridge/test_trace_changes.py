@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import netwright as nw
 import netwright.nn.functional as F
 from netwright import nn
+from netwright.bridge.variant import MANY
 from netwright.errors import LintWarning, TraceError
 from netwright.ir.graph import Graph
 
@@ -456,3 +458,18 @@ def test_a_step_sees_a_constant_that_was_changed():
         changed = float(step(x, t))
     expected = nn.MSELoss()(model(nw.from_numpy(x)), nw.from_numpy(t))
     assert abs(changed - float(expected)) < 1e-5 and abs(changed - losses[0]) > 1e-3
+
+
+def test_many_programs_for_many_lengths_are_told_of_once():
+    model = nn.Softmax(dim=-1)
+    fast = nw.compile(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for length in range(1, MANY):
+            fast(array(2, length))
+            fast(array(3, length))
+    with pytest.warns(LintWarning, match=r"T004.*10th program.*shapes \[2,10\].*few sizes"):
+        fast(array(2, MANY))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fast(array(2, MANY + 1))
