@@ -1,6 +1,6 @@
 """compile(): the whole pipeline. Read ``lower`` and ``build`` first; they list the passes in order.
 
-    Module --trace--> Graph --passes--> Graph --plan--> Plan --emit--> Program --link--> Executable
+Module --trace--> Graph --passes--> Graph --plan--> Plan --emit--> Program --link--> Executable
 """
 
 from __future__ import annotations
@@ -267,9 +267,7 @@ def compile_update(
     return made
 
 
-def _with_optimizer(
-    graph: Graph, updates: list[Update], clip: Clip, made: Compilation
-) -> Graph:
+def _with_optimizer(graph: Graph, updates: list[Update], clip: Clip, made: Compilation) -> Graph:
     if clip.norm or clip.value:
         with timed(made, "passes", "clip_gradients"):
             graph = made.stages["clip_gradients"] = clip_gradients(graph, clip.norm, clip.value)
@@ -309,9 +307,7 @@ def clean(graph: Graph, made: Compilation, options: Options, suffix: str = "") -
     return graph
 
 
-def lower(
-    graph: Graph, made: Compilation, options: Options, inference: bool = False
-) -> Graph:
+def lower(graph: Graph, made: Compilation, options: Options, inference: bool = False) -> Graph:
     """The passes that choose layouts and form kernels.
 
     ``inference`` says that weights seldom change: what moves work to them pays.
@@ -433,9 +429,7 @@ def _fuse_moments(graph: Graph, ledger: Ledger, made: Compilation, target: Targe
     return fuse_moments(graph, rows, ledger)
 
 
-def _run(
-    name: str, apply: Callable[..., Graph], graph: Graph, made: Compilation
-) -> Graph:
+def _run(name: str, apply: Callable[..., Graph], graph: Graph, made: Compilation) -> Graph:
     stage = f"{name}_2" if name in made.stages else name
     with timed(made, "passes", stage):
         made.stages[stage] = apply(graph, made.ledger)

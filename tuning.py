@@ -93,9 +93,7 @@ def _alone(graph: Graph, product: Product) -> Graph:
 class _Candidate:
     """One way to compute a product: its choice (None: the cost model's) and its program."""
 
-    def __init__(
-        self, alone: Graph, product: Product, choice: Choice | None, rules: Rules
-    ) -> None:
+    def __init__(self, alone: Graph, product: Product, choice: Choice | None, rules: Rules) -> None:
         choices = {} if choice is None else {"product": choice}
         packed = pack_weights(alone, rules.panel, None, rules.choose_tile, choices)
         self.graph = packed

@@ -252,6 +252,7 @@ def fit_erf() -> None:
         ),
     )
 
+
 def _erfcx(x: mp.mpf) -> mp.mpf:
     return mp.exp(x * x) * mp.erfc(x)
 

@@ -78,7 +78,6 @@ class Shape:
             f"{self.image[1]}x{self.image[2]}" + (f" dilation {dilation}" if dilation > 1 else "")
         )
 
-
     @property
     def inputs(self) -> list[tuple[int, ...]]:
         """Shapes, without the batch, of what the operator reads besides its weight."""

@@ -58,8 +58,7 @@ def models() -> ModuleType:
         "zoo.frontend": frontend,
         "zoo.frontend.nn": torch.nn,
         **{
-            f"zoo.frontend.{name}": torch
-            for name in ("creation", "functions", "shaping", "tensor")
+            f"zoo.frontend.{name}": torch for name in ("creation", "functions", "shaping", "tensor")
         },
         "zoo.frontend.vision": vision,
     }

@@ -27,9 +27,7 @@ def prepare(task: Task, start: Start, threads: int) -> Ready:
     assert task.jax is not None
     forward = FORWARD[task.jax]
     buffers = {n: v for n, v in start.state.items() if "running" in n}
-    weights = {
-        n: v for n, v in start.state.items() if v.dtype.kind == "f" and n not in buffers
-    }
+    weights = {n: v for n, v in start.state.items() if v.dtype.kind == "f" and n not in buffers}
     state = jax.tree.map(jnp.array, (weights, buffers, _optimizer_state(task.recipe, weights)))
     x, labels = jnp.asarray(start.inputs[0]), [jnp.asarray(t) for t in start.targets]
 
@@ -44,8 +42,7 @@ def prepare(task: Task, start: Start, threads: int) -> Ready:
             weights, buffers, x, t
         )
         new = {
-            n: _update(task.recipe, w, gradients[n], moments[n], count)
-            for n, w in weights.items()
+            n: _update(task.recipe, w, gradients[n], moments[n], count) for n, w in weights.items()
         }
         weights, moments = ({n: pair[i] for n, pair in new.items()} for i in (0, 1))
         return loss, (weights, buffers, moments)

@@ -96,9 +96,7 @@ def measure(framework: str, batch: int, optimizer: str, threads: int) -> dict[st
     found["steps"] = resident()
     found["peak"] = _status("VmHWM")
     found["ru_maxrss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    found["ru_maxrss_of_workers"] = (
-        resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    )
+    found["ru_maxrss_of_workers"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     found["loss"] = loss
     if framework == "netwright":
         found["planned"] = planned(step, batch)

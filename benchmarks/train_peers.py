@@ -182,9 +182,7 @@ def run(options: argparse.Namespace, tasks: tuple[Task, ...] = TASKS) -> bool:
     return complete
 
 
-def _row(
-    task: Task, threads: int, options: argparse.Namespace
-) -> Callable[[Say], dict[str, Any]]:
+def _row(task: Task, threads: int, options: argparse.Namespace) -> Callable[[Say], dict[str, Any]]:
     return lambda say: train_contest(task, options.peers, threads, options.seconds, say)
 
 

@@ -54,7 +54,7 @@ class Backward:
         self.inputs = {n.attrs["path"]: n.type for n in self.graph.sources("input")}
         self.blocks = Blocks()
         self.grads = {
-            name[len(GRAD):]: self.graph.type(v) for name, v in self.graph.outputs.items()
+            name[len(GRAD) :]: self.graph.type(v) for name, v in self.graph.outputs.items()
         }
 
     def take(self, n: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -132,9 +132,7 @@ class _Runs:
         return (clock() - ticks) / (time.perf_counter() - start)
 
 
-def _probe(
-    recorders: Mapping[str, Recorder], seconds: float
-) -> list[tuple[int, float, float]]:
+def _probe(recorders: Mapping[str, Recorder], seconds: float) -> list[tuple[int, float, float]]:
     """For each phase its threads, and the FMA peak and bandwidth with as many."""
     each = min(_PROBE_SECONDS, seconds / 4)
     known: dict[int, tuple[int, float, float]] = {}
@@ -213,9 +211,7 @@ def _operations(node: Node) -> list[Node]:
     return [o for n in inner for o in _operations(n)] if bodies else [node]
 
 
-def _work(
-    graph: Graph, step: Launch | Move | Joint | Fallback, n: int
-) -> tuple[int, int, int]:
+def _work(graph: Graph, step: Launch | Move | Joint | Fallback, n: int) -> tuple[int, int, int]:
     """Floating-point operations, bytes moved, tasks."""
     if isinstance(step, Joint):
         works = [_work(graph, launch, n) for launch in step.launches]

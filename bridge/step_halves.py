@@ -220,9 +220,7 @@ class StepHalves(StepSettings, StepPrograms):
         )
         self.zero_grad()
 
-    def _await(
-        self, buffers: GradientBuffers, reached: tuple[str, ...], calls: int = 1
-    ) -> None:
+    def _await(self, buffers: GradientBuffers, reached: tuple[str, ...], calls: int = 1) -> None:
         """Notes that the buffers hold the gradients of so many more backward passes."""
         buffers.count += calls
         buffers.reached = reached

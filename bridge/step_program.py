@@ -29,14 +29,10 @@ def check_loss(made: Compilation) -> None:
     """TraceError or ShapeError unless the program's result is one scalar."""
     graph = made.traced.graph
     if list(graph.outputs) != ["out"]:
-        raise TraceError(
-            f"the loss must return one tensor, it returned {', '.join(graph.outputs)}"
-        )
+        raise TraceError(f"the loss must return one tensor, it returned {', '.join(graph.outputs)}")
     kind = graph.type(graph.outputs["out"])
     if kind.shape:
-        raise ShapeError(
-            f"the loss must be a scalar, it is {kind}; use reduction='mean' or 'sum'"
-        )
+        raise ShapeError(f"the loss must be a scalar, it is {kind}; use reduction='mean' or 'sum'")
 
 
 def step_program(model: Module, loss: Loss, inputs: int) -> Callable[..., Tensor]:

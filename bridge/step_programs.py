@@ -30,9 +30,7 @@ from .variant import Variant, find, keep
 class StepPrograms(Inspection):
     """The programs of a model, a loss and an optimizer, each compiled when it is first needed."""
 
-    def __init__(
-        self, model: Module, loss: Loss, optimizer: Optimizer, options: Options
-    ) -> None:
+    def __init__(self, model: Module, loss: Loss, optimizer: Optimizer, options: Options) -> None:
         self.model = model
         self.loss = loss
         self.optimizer = optimizer
@@ -122,9 +120,7 @@ class StepPrograms(Inspection):
                 order = ready_order(made.traced.graph, parameters)
                 buffers = self._buffers_for(parameters, order)
                 buckets = [] if bucket_bytes is None else buffers.buckets(bucket_bytes)
-                compiler.compile_gradients(
-                    made, set(groups), add, self._options, groups=buckets
-                )
+                compiler.compile_gradients(made, set(groups), add, self._options, groups=buckets)
                 variant = GradientVariant(made, buffers)
                 self._lint_unreached(made, groups, variant.reached)
                 keep(self._variants, general, call, variant, self._warned)
@@ -152,9 +148,7 @@ class StepPrograms(Inspection):
                 tensors = {path: p for path, (_, p) in reached.items()}
                 name = type(self.model).__name__ + "_update"
                 made = compiler.compile_update(name, tensors, updates, clip, self._options)
-                variant = UpdatingVariant(
-                    "update", made, self.optimizer, updates, reached, buffers
-                )
+                variant = UpdatingVariant("update", made, self.optimizer, updates, reached, buffers)
                 self._variants[key] = variant
                 self._tell(variant)
         return variant
@@ -225,8 +219,6 @@ class StepPrograms(Inspection):
             for path, (index, parameter) in groups.items()
         ]
 
-    def _lint_unreached(
-        self, made: Compilation, trained: Groups, reached: Iterable[str]
-    ) -> None:
+    def _lint_unreached(self, made: Compilation, trained: Groups, reached: Iterable[str]) -> None:
         found = lint_gradients(made.traced.graph, list(trained), list(reached))
         compiler.warn(found, self._warned)

@@ -90,9 +90,7 @@ class UpdatingVariant(Variant):
     def outputs(self, n: int) -> dict[str, np.ndarray]:
         return {**super().outputs(n), **self._kept}
 
-    def numbers(
-        self, optimizer: Optimizer, limits: Mapping[str, float]
-    ) -> dict[str, np.ndarray]:
+    def numbers(self, optimizer: Optimizer, limits: Mapping[str, float]) -> dict[str, np.ndarray]:
         """The hyper-parameters of the coming step, and the ``limits`` by path, as inputs; follows
         exchanged state tensors."""
         for path, parameter, name in self._optimizer_tensors:

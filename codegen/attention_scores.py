@@ -110,9 +110,7 @@ def softmax_function(
     return f
 
 
-def _exponentials(
-    row: Row, scalar: VectorEmitter, base: str, dtype: DType, registers: int
-) -> Lane:
+def _exponentials(row: Row, scalar: VectorEmitter, base: str, dtype: DType, registers: int) -> Lane:
     """Makes a row its exponentials, less the maximum; returns one over their sum, a scalar.
 
     A row of -inf becomes zeros.

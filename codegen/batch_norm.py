@@ -269,9 +269,7 @@ class _Columns(_BatchNorm):
                 totals = [e.add(a, v) for a, v in zip(acc[:width], d, strict=True)]
                 return (*totals, *(e.fma(v, v, a) for a, v in zip(acc[width:], d, strict=True)))
 
-            around = sweep(
-                e, count, centred, zeros * 2, start=loop.index, width=1, unroll=unroll
-            )
+            around = sweep(e, count, centred, zeros * 2, start=loop.index, width=1, unroll=unroll)
             following: list[Lane] = []
             for k, mean in enumerate(means):
                 state = _State(*(Lane(v, float64) for v in loop.carried[3 * k : 3 * k + 3]))
@@ -314,9 +312,7 @@ class _Columns(_BatchNorm):
 
             def row(index: Size) -> None:
                 g, x, dx = (self.row(base, index) for base in ("%in0", "%in1", "%out0"))
-                for at, (scale, offset, slope), mean in zip(
-                    columns, factors, means, strict=True
-                ):
+                for at, (scale, offset, slope), mean in zip(columns, factors, means, strict=True):
                     d = e.sub(at.load(x, self.dtype), mean)
                     inside = e.sub(at.load(g, self.dtype), offset)
                     at.store(e.mul(scale, e.fma(e.neg(d), slope, inside)), dx)
@@ -438,9 +434,7 @@ class _Planes(_BatchNorm):
                     for a, v in zip(loop.carried, found, strict=True)
                 ]
             pair = fold(e, [Lane(v, float64) for v in loop.results], add_all)
-            *factors, dgamma, dbeta = self.gradient_factors(
-                scalar, gamma, rstd, pair, self.total()
-            )
+            *factors, dgamma, dbeta = self.gradient_factors(scalar, gamma, rstd, pair, self.total())
             scalar.store(dgamma, fn.element("%out1", self.kind, channel))
             scalar.store(dbeta, fn.element("%out2", self.kind, channel))
             scale, offset, slope = self.splats(factors)

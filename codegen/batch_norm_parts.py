@@ -246,17 +246,13 @@ class _Sums:
         for k, c in enumerate(columns):
             off = e.div(widen(e, found[k]), number)
             mean = e.add(widen(e, means[k]), off)
-            squares = e.sub(
-                widen(e, found[width + k]), e.mul(off, e.mul(off, number))
-            )
+            squares = e.sub(widen(e, found[width + k]), e.mul(off, e.mul(off, number)))
             known = [c.at.load(p, float64) for p in places]
             together = merged(e, known, (mean, squares), old, number)
             for value, place in zip(together, places, strict=True):
                 c.at.store(value, place)
 
-    def products(
-        self, part: Size, columns: list[_Column], start: Size, count: Size
-    ) -> None:
+    def products(self, part: Size, columns: list[_Column], start: Size, count: Size) -> None:
         e, width = self.e, len(columns)
         zeros = [e.constant(0, self.dtype)] * (2 * width)
 

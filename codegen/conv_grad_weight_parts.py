@@ -21,9 +21,7 @@ _FEWEST, _MOST = 8, 16
 _LARGE = 4096
 
 
-def parts_for(
-    inputs: int, outputs: int, kernel: tuple[int, int], size: tuple[int, int]
-) -> int:
+def parts_for(inputs: int, outputs: int, kernel: tuple[int, int], size: tuple[int, int]) -> int:
     """Into how many parts the gradient of a weight is cut; 0 if it is better not.
 
     ``size`` is that of the gradient's images. Small images are summed several at a time, which

@@ -158,7 +158,14 @@ def _matrix_product(
     if spec.weight is not None:
         form = "rows" if spec.flip else "columns"
     gemm = Gemm(
-        spec.dtype, rows, spec.outputs, spec.inputs, spec.x_pitch, 1, form, spec.panel,
+        spec.dtype,
+        rows,
+        spec.outputs,
+        spec.inputs,
+        spec.x_pitch,
+        1,
+        form,
+        spec.panel,
         c_row=spec.y_pitch,
     )
     if gemm.blocked and found.epilogue.outputs[0] is not spec.dtype:
@@ -477,9 +484,7 @@ class _Writer:
                 pixel = plus(f, times(f, loop.index, height * columns.step), first * columns.step)
                 args = [("ptr", here), ("ptr", b)]
                 at = plus(f, row, pixel)
-                args += epilogue.arguments(
-                    f, at, block.column, spec.y_pitch, keep, self._sums_at()
-                )
+                args += epilogue.arguments(f, at, block.column, spec.y_pitch, keep, self._sums_at())
                 args += self._private(tile)
                 name = self.micro.name(tile, epilogue)
                 f.do(f"call void @{name}({', '.join(f'{t} {v}' for t, v in args)})")

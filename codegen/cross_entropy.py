@@ -147,9 +147,7 @@ class _CrossEntropy:
             self._row_gradient(task.index, scale, mass)
         return TaskCount(self.rows)
 
-    def _row_gradient(
-        self, index: str, scale: Lane | None, mass: Lane | None
-    ) -> None:
+    def _row_gradient(self, index: str, scale: Lane | None, mass: Lane | None) -> None:
         fn, e, scalar, dtype = self.fn, self.e, self.scalar, self.dtype
         kind = memory_type(dtype)
         label, valid = self._label(index, report=True)

@@ -39,9 +39,7 @@ _OUTPUTS = 8
 _STRAIGHT = 300
 
 
-def depthwise_kernel(
-    found: Contraction, spec: Convolution, inputs: int, target: Target
-) -> Kernel:
+def depthwise_kernel(found: Contraction, spec: Convolution, inputs: int, target: Target) -> Kernel:
     """The kernel of a convolution whose channels are groups of one."""
     return _Writer(found, spec, inputs, target).kernel()
 
@@ -144,8 +142,9 @@ class _Writer:
         y = plus(f, times(f, image, spec.size[0]), y)
         means = ""
         if self.epilogue.sums:
-            means = f.element(f"%out{len(self.epilogue.outputs)}", self.scalar,
-                              times(f, y, spec.outputs))
+            means = f.element(
+                f"%out{len(self.epilogue.outputs)}", self.scalar, times(f, y, spec.outputs)
+            )
             _zero(f, means, spec.outputs * spec.dtype.itemsize)
         for columns in spec.columns.phases:
             taps = (columns.first_tap + rows.first_tap * spec.kernel[1]) * spec.panel
@@ -228,9 +227,7 @@ class _Writer:
 
     # -- the micro-kernel
 
-    def _micro(
-        self, symbol: str, taps: _Taps, width: int, rows: Phase, columns: Phase
-    ) -> Function:
+    def _micro(self, symbol: str, taps: _Taps, width: int, rows: Phase, columns: Phase) -> Function:
         """``void @symbol(ptr row0.., i64 shift, ptr b, [ptr means], <those of the epilogue>)``."""
         spec = self.spec
         params = [("ptr readonly", f"row{k}") for k in range(rows.taps)]

@@ -60,9 +60,10 @@ class _Writer:
             )  # fmt: skip
             if self.copied:
                 self.copy.clear(f, "%scratch")
-            with f.loop(extent(f, spec.batch)) as image, f.loop(
-                spec.out[0], step=self.block_rows
-            ) as line:
+            with (
+                f.loop(extent(f, spec.batch)) as image,
+                f.loop(spec.out[0], step=self.block_rows) as line,
+            ):
                 start = times(f, image.index, pixels * spec.inputs)
                 x = f.element("%in1", self.scalar, start)
                 row = times(f, line.index, spec.rows.advance)

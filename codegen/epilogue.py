@@ -84,7 +84,12 @@ class TileEpilogue:
     # -- in the kernel
 
     def arguments(
-        self, f: Function, row: Size, column: Size, pitch: int, keep: str = ALL_ONES,
+        self,
+        f: Function,
+        row: Size,
+        column: Size,
+        pitch: int,
+        keep: str = ALL_ONES,
         sums: str = "",
     ) -> list[tuple[str, str]]:
         """What to pass for ``params()`` if the tile starts at (row, column) and rows are ``pitch``
@@ -187,9 +192,7 @@ class TileEpilogue:
             for j in range(tile.vectors):
                 self._kept(e, tile, source, loop.index, apart, j)
 
-    def finish_column(
-        self, e: VectorEmitter, tile: Tile, j: int, values: list[Lane]
-    ) -> list[Lane]:
+    def finish_column(self, e: VectorEmitter, tile: Tile, j: int, values: list[Lane]) -> list[Lane]:
         """Finishes one column of vectors: a value for each row of the tile. The elements of the
         first result, in the order in which they are stored."""
         columns = self.columns(e, tile, j)
@@ -200,9 +203,7 @@ class TileEpilogue:
             for start, value in zip(tile.c_rows, values, strict=True)
         ]
 
-    def finish_summed(
-        self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]
-    ) -> list[Lane]:
+    def finish_summed(self, e: VectorEmitter, tile: Tile, values: list[list[Lane]]) -> list[Lane]:
         """Stores a tile whose body is applied in memory (see ``in_memory``); the sums over its rows
         of the first result, by column of vectors."""
         self._keep(e, tile, values)

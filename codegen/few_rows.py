@@ -77,9 +77,7 @@ class FewRows:
         pieces = of_panels + bool(self.rest)
         # Forwards: the last columns, the larger part of what cannot be divided equally, are not
         # those of thread 0, whose caches also hold what the caller does between two calls.
-        at, stop = (
-            self._piece_at(place, tasks, of_panels, pieces) for place in ("%begin", "%end")
-        )
+        at, stop = (self._piece_at(place, tasks, of_panels, pieces) for place in ("%begin", "%end"))
         if panel > 1 and self.whole:
             second = f.emit(f"trunc i64 {at} to i1")
             some = f.emit(f"icmp slt i64 {at}, {least(f, stop, of_panels)}")

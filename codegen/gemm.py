@@ -351,9 +351,7 @@ class GemmWriter:
         places of its results; and the arguments of its epilogue."""
         assert isinstance(epilogue, TileEpilogue)
         at = plus(self.f, run.base, row)
-        return tile, epilogue.arguments(
-            self.f, at, column, self.spec.c_pitch, keep, self._sums()
-        )
+        return tile, epilogue.arguments(self.f, at, column, self.spec.c_pitch, keep, self._sums())
 
     def _finished(
         self,

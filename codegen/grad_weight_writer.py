@@ -50,6 +50,7 @@ _SHORT_PART = 512
 # Input channels so few that a thread reads much more of the gradient than of the input.
 FEW_INPUTS = 4
 
+
 class GradWeightWriter:
     """Writes a kernel whose tasks are units of the gradient; with ``parts``, which sums parts of
     the batch apart (`conv_grad_weight_parts`), a task has all units."""
@@ -134,9 +135,10 @@ class GradWeightWriter:
             batch = extent(f, spec.batch)
             step = self._images_per_block(batch)
             # Without images there is one empty block: it makes the sums zero.
-            with f.loop(greatest(f, batch, 1), step=step) as image, f.loop(
-                spec.out[0], step=self.block_rows
-            ) as line:
+            with (
+                f.loop(greatest(f, batch, 1), step=step) as image,
+                f.loop(spec.out[0], step=self.block_rows) as line,
+            ):
                 images = least(f, minus(f, batch, image.index), step)
                 rows = least(f, minus(f, spec.out[0], line.index), self.block_rows)
                 at = plus(f, image.index, line.index)
@@ -236,9 +238,7 @@ class GradWeightWriter:
     def _pack(self, g: str, column: _Column, pixels: Size) -> str:
         """Packs the panel of channels of the gradient of all pixels of a block."""
         f, spec = self.f, self.spec
-        source = PanelSource(
-            spec.dtype, spec.group_outputs, self.panel, "%inner", spec.outputs, 1
-        )
+        source = PanelSource(spec.dtype, spec.group_outputs, self.panel, "%inner", spec.outputs, 1)
         name = f"{self.symbol}_pack"
         if not self.helpers:
             self.helpers = pack_function(name, source, self.target)

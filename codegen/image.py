@@ -265,9 +265,7 @@ class PaddedCopy:
             with f.when(f.emit(f"xor i1 {here}, true")):
                 _zero(f, into, count * self.pixel * self.dtype.itemsize)
 
-    def _copy(
-        self, f: Function, into: str, source: str, left: int, count: int, first: int
-    ) -> None:
+    def _copy(self, f: Function, into: str, source: str, left: int, count: int, first: int) -> None:
         """Copies pixels to ``count`` places of a row."""
         size, spread = self.dtype.itemsize, self.columns.spread
         pixel = self.pixel * size

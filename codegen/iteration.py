@@ -53,9 +53,7 @@ def merged(shape: Shape, strides: Sequence[tuple[Extent, ...]]) -> list[Axis]:
     return axes[::-1] or [Axis(1, (0,) * len(strides))]
 
 
-def broadcast_strides(
-    shape: Shape, to: Shape, pitch: Extent | None = None
-) -> tuple[Extent, ...]:
+def broadcast_strides(shape: Shape, to: Shape, pitch: Extent | None = None) -> tuple[Extent, ...]:
     """Element strides of a row-major array of ``shape`` seen as ``to`` (0 where it repeats); its
     rows are ``pitch`` elements apart, if that is not their length."""
     out: list[Extent] = [0] * len(to)

@@ -82,6 +82,7 @@ def longest_straight(e: VectorEmitter) -> int:
     """Longest row, in vectors, that is written without a loop and kept in registers."""
     return e.registers // 4
 
+
 Body = Callable[[Position, Lanes], Sequence[Lane]]
 Merge = Callable[[VectorEmitter, Lanes, Lanes], Sequence[Lane]]
 
@@ -201,9 +202,7 @@ def sums(
         if not isinstance(stop, int):
             length = least(fn, minus(fn, stop, loop.index), chunk)
         found = part(loop.index, length)
-        loop.next = [
-            e.add(c, widen(e, v)).text for c, v in zip(carried, found, strict=True)
-        ]
+        loop.next = [e.add(c, widen(e, v)).text for c, v in zip(carried, found, strict=True)]
     (total,) = _split(loop.results, [total])
     if isinstance(stop, int) and isinstance(whole, int) and stop > whole:
         rest = part(whole, stop - whole)

@@ -102,4 +102,3 @@ def _matmul(a: TensorType, b: TensorType, n: int, panel: int) -> Gemm | None:
     a_batch, b_batch = ((1,) * (rank + 2 - t.rank) + t.shape[:-2] for t in (a, b))
     batch = tuple(y if x == 1 else x for x, y in zip(a_batch, b_batch, strict=True))
     return Gemm(a.dtype, m, n, k, k, 1, "rows", panel, batch, a_batch, b_batch)
-

@@ -151,8 +151,7 @@ class TileMoments:
             left = width - j * sums.lanes
             at = Position(e, j * sums.lanes, mask_of(e, left) if left < sums.lanes else None)
             shift, total, squares = (
-                widen(e, e.load(sums.place(e, "%sums", j, which), sums.dtype))
-                for which in range(3)
+                widen(e, e.load(sums.place(e, "%sums", j, which), sums.dtype)) for which in range(3)
             )
             off = e.mul(total, share)
             found = e.add(shift, off), e.sub(squares, e.mul(off, total))

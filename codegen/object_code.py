@@ -41,9 +41,7 @@ def create_machine(triple: str, cpu: str, features: str) -> llvm.TargetMachine:
     )
 
 
-def parse(
-    text: str, machine: llvm.TargetMachine, triple: str, optimize: bool
-) -> llvm.ModuleRef:
+def parse(text: str, machine: llvm.TargetMachine, triple: str, optimize: bool) -> llvm.ModuleRef:
     """The module of a text, ready to be emitted; raises RuntimeError if LLVM rejects the text.
 
     ``optimize`` runs a few cheap scalar passes. Kernels unroll and vectorise themselves: LLVM's

@@ -281,20 +281,18 @@ def conv_source(w: TensorType, panel: int, flip: bool, groups: int) -> tuple[Pan
     depthwise = groups > 1 and i == 1 and o == groups
     if depthwise:
         step, first = (-1, taps - 1) if flip else (1, 0)
-        source = PanelSource(
-            w.dtype, o, panel, taps, 1, taps, inner_row=step, first_row=first
-        )
+        source = PanelSource(w.dtype, o, panel, taps, 1, taps, inner_row=step, first_row=first)
         return source, 0, 1
     o //= groups
     if taps == 1:
-        return matrix_source(w.dtype, *((o, i, panel, False) if flip else (i, o, panel, True))), (
-            o * i
-        ), groups
+        return (
+            matrix_source(w.dtype, *((o, i, panel, False) if flip else (i, o, panel, True))),
+            (o * i),
+            groups,
+        )
     if flip:
         # Row (kernel element, o), column i; the kernel elements in reverse order.
-        source = PanelSource(
-            w.dtype, i, panel, taps, 1, taps, o, i * taps, 1, -o, (taps - 1) * o
-        )
+        source = PanelSource(w.dtype, i, panel, taps, 1, taps, o, i * taps, 1, -o, (taps - 1) * o)
     else:
         source = PanelSource(w.dtype, o, panel, taps, 1, i * taps, i, taps, 1, i)
     return source, o * i * taps, groups

@@ -246,9 +246,7 @@ class _Windows:
         """The gradient at its places, zeros elsewhere, and what is computed of that."""
         fn, e, body, anchor = self.fn, self.e, self.body, self.anchor
         apart = {anchor.name, *(v.node for v in anchor.operands)}
-        moving, still = self._split(
-            [n for n in body.nodes if n.name not in apart], (anchor.value,)
-        )
+        moving, still = self._split([n for n in body.nodes if n.name not in apart], (anchor.value,))
         zero = e.constant(0, self.dtype)
         (height, width), (rows, columns) = self.kernel, self.windows
         h_end, w_end = self.size

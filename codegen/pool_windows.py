@@ -86,9 +86,7 @@ class Window:
         if self.interior() == (0, self.out) or (padded and beyond <= self.high):
             return self.kernel
         start = self.start(fn, o)
-        stop = least(
-            fn, plus(fn, start, self.kernel), self.size + (self.high if padded else 0)
-        )
+        stop = least(fn, plus(fn, start, self.kernel), self.size + (self.high if padded else 0))
         return minus(fn, stop, start if padded else greatest(fn, start, 0))
 
     def owned(self, fn: Function, o: Size) -> tuple[Size, Size]:

@@ -197,9 +197,7 @@ class _Pool:
             first, last = axis.taps(fn, o)
             kinds = [(self.e.type(v.dtype), v.text) for v in carried]
             with fn.loop(last, first, carry=kinds) as loop:
-                state = tuple(
-                    Lane(t, v.dtype) for t, v in zip(loop.carried, carried, strict=True)
-                )
+                state = tuple(Lane(t, v.dtype) for t, v in zip(loop.carried, carried, strict=True))
                 loop.next = [v.text for v in each(loop.index, state)]
             return tuple(Lane(t, v.dtype) for t, v in zip(loop.results, carried, strict=True))
 
@@ -236,9 +234,7 @@ class _Pool:
             self.each_output(oh, output)
         return TaskCount(self.images * self.rows.out)
 
-    def best(
-        self, n: Size, oh: Size, ow: Size, inside: bool, at: list[Position], x: str
-    ) -> Lanes:
+    def best(self, n: Size, oh: Size, ow: Size, inside: bool, at: list[Position], x: str) -> Lanes:
         """The maximum of a window, NaN if it holds one, per vector of channels."""
         e = self.e
         if inside:
@@ -322,9 +318,7 @@ class _Pool:
 
         self.each_output(oh, output)
 
-    def place_of_maximum(
-        self, n: Size, oh: Size, ow: Size, inside: bool, place: Position
-    ) -> Lane:
+    def place_of_maximum(self, n: Size, oh: Size, ow: Size, inside: bool, place: Position) -> Lane:
         """The number, among the taps that the window reaches, of its first maximum or last NaN."""
         e = self.e
 

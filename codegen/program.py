@@ -32,6 +32,7 @@ from .touched import Range, Touched, bytes_of, ranges_of
 
 STATUS, SCRATCH = "status", "scratch"
 
+
 @dataclass(frozen=True)
 class Native:
     """A run of kernels and copies in one entry."""
@@ -340,8 +341,12 @@ class EntryEmitter:
         size = _extent(fn, bytes_of(self.graph.type(move.value)))
         with shared(fn, 1, 0, first):
             fn.call(
-                "void", "llvm.memmove.p0.p0.i64",
-                ("ptr", target), ("ptr", source), ("i64", size), ("i1", "false"),
+                "void",
+                "llvm.memmove.p0.p0.i64",
+                ("ptr", target),
+                ("ptr", source),
+                ("i64", size),
+                ("i1", "false"),
             )
 
     def _stop_on_error(self, fn: Function, status: str, rounds: int) -> None:

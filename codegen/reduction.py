@@ -154,9 +154,7 @@ class _Reduction:
                 def element(at: Position) -> Lane:
                     values = [
                         at.load(base, t.dtype) if stride else at.e.load_splat(base, t.dtype)
-                        for base, stride, t in zip(
-                            bases, inner.strides, self.w.inputs, strict=True
-                        )
+                        for base, stride, t in zip(bases, inner.strides, self.w.inputs, strict=True)
                     ]
                     return self._value(at.e, values)
 
@@ -241,9 +239,9 @@ class _Reduction:
             return each(acc, lambda k, part: accumulator.step(e, part, values[k], where))
 
         def merge(e: VectorEmitter, a: Lanes, b: Lanes) -> Lanes:
-            return each(a, lambda k, part: tuple(
-                accumulator.merge(e, part, b[k * size : (k + 1) * size])
-            ))
+            return each(
+                a, lambda k, part: tuple(accumulator.merge(e, part, b[k * size : (k + 1) * size]))
+            )
 
         start = accumulator.init(e) * len(columns)
         found = sweep(e, length, step, start, merge, width=1, unroll=unroll)
@@ -339,9 +337,7 @@ class _Reduction:
                 )
                 moved = self._advanced(bases, axes[:1], [loop.index])
                 loop.next = [v.text for v in level(axes[1:], moved, inside)]
-            return tuple(
-                Lane(text, v.dtype) for text, v in zip(loop.results, carried, strict=True)
-            )
+            return tuple(Lane(text, v.dtype) for text, v in zip(loop.results, carried, strict=True))
 
         return level(axes, bases, self._accumulator.init(e) * columns)
 

@@ -29,6 +29,7 @@ from .winograd import pack_winograd
 
 Emit = Callable[[Node, Graph, Target], Kernel | None]
 
+
 def _emit_pack_matrix(node: Node, graph: Graph, target: Target) -> Kernel | None:
     kind = graph.type(node.operands[0])
     return pack_matrix(kind, node.attrs["panel"], node.attrs["transpose"], target)
@@ -61,8 +62,13 @@ _BY_OP: dict[str, Emit] = {
     **dict.fromkeys(PLACES, emit_pool_places),
     **dict.fromkeys(
         (
-            "conv2d", "conv2d_packed", "conv2d_grad_input", "conv2d_grad_input_packed",
-            "conv2d_grad_weight", "conv2d_grad_weight_parts", "conv2d_grad_weight_winograd",
+            "conv2d",
+            "conv2d_packed",
+            "conv2d_grad_input",
+            "conv2d_grad_input_packed",
+            "conv2d_grad_weight",
+            "conv2d_grad_weight_parts",
+            "conv2d_grad_weight_winograd",
             "conv2d_winograd",
         ),
         emit_convolution,
@@ -81,9 +87,7 @@ _BY_KIND: dict[str, Emit] = {
 }
 
 
-def select_kernel(
-    node: Node, graph: Graph, target: Target, widths: Widths = ()
-) -> Kernel | None:
+def select_kernel(node: Node, graph: Graph, target: Target, widths: Widths = ()) -> Kernel | None:
     """The kernel of a node, or None if only its numpy meaning exists.
 
     ``widths`` says which operands and results are columns of wider tensors (`Step.widths`); only

@@ -46,9 +46,7 @@ class StridedLoop:
         self.body, self.space, self.keys = body, space, keys
         self.inputs, self.outputs = inputs, outputs
         self.bases, self.prefix = dict(bases or {}), prefix
-        self.used = {
-            int(n.attrs["path"]) for n in body.sources("input") if body.use_count(n.value)
-        }
+        self.used = {int(n.attrs["path"]) for n in body.sources("input") if body.use_count(n.value)}
         self.registers = target.registers
         self.lanes = pick_lanes([n.type.dtype for n in body.nodes], target)
         self.repeated = self._repeated_operands(space)

@@ -203,9 +203,7 @@ def transposed(fn: Function, rows: list[str], vector: str, quarter: int) -> list
     return rows
 
 
-def _interleave(
-    fn: Function, rows: list[str], vector: str, width: int, quarter: int
-) -> list[str]:
+def _interleave(fn: Function, rows: list[str], vector: str, width: int, quarter: int) -> list[str]:
     """One stage of the transpose inside 128-bit blocks: rows i and i + width are merged."""
     count = len(rows)
     block = min(quarter, count)

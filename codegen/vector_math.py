@@ -251,5 +251,3 @@ def _format(name: str, x: Lane) -> Format:
             f"{name} of {x.dtype.name} has no native kernel; cast to float32 or float64 first"
         )
     return found
-
-

@@ -134,9 +134,7 @@ def _transform_weights(
 # -- the kernel -----------------------------------------------------------------------------------
 
 
-def winograd_kernel(
-    found: Contraction, spec: Convolution, inputs: int, target: Target
-) -> Kernel:
+def winograd_kernel(found: Contraction, spec: Convolution, inputs: int, target: Target) -> Kernel:
     """The kernel of ``conv2d_winograd``; ``inputs`` is how many inputs the kernel has."""
     return _Writer(found, spec, inputs, target).kernel()
 
@@ -419,9 +417,7 @@ class _Writer:
             for k, group in enumerate(groups)
         ]
 
-    def _finish(
-        self, symbol: str, height: int, length: int, width: int, rows: range
-    ) -> Function:
+    def _finish(self, symbol: str, height: int, length: int, width: int, rows: range) -> Function:
         """``void @symbol(ptr m, <parameters of the epilogue>)``: some rows of ``height`` x
         ``length`` outputs of one tile, ``width`` channels."""
         spec = self.spec

@@ -45,9 +45,7 @@ def transform_2d(
         store(r, _transform(e, across, [column[k] for column in columns]))
 
 
-def _column(
-    e: VectorEmitter, rows: Matrix, loads: Sequence[Callable[[], Lane]]
-) -> list[Lane]:
+def _column(e: VectorEmitter, rows: Matrix, loads: Sequence[Callable[[], Lane]]) -> list[Lane]:
     """The product of ``rows`` and one column, of which only what is needed is loaded."""
     used = [k for k in range(len(loads)) if any(row[k] for row in rows)]
     return _transform(e, [[row[k] for k in used] for row in rows], [loads[k]() for k in used])

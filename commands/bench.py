@@ -123,9 +123,7 @@ def measure(options: argparse.Namespace, batches: list[int]) -> dict[str, Any]:
     }
 
 
-def _training(
-    model: Module, options: argparse.Namespace, inputs: Sequence[Tensor]
-) -> Comparison:
+def _training(model: Module, options: argparse.Namespace, inputs: Sequence[Tensor]) -> Comparison:
     """Training steps of two copies of a model."""
     from .. import frontend
     from ..bridge.compile import compile as compile_model
@@ -138,9 +136,7 @@ def _training(
     eager_model, compiled_model = (copy.deepcopy(model).train() for _ in range(2))
     if not list(model.parameters()):
         raise Failure("--train: the model has no parameters to train")
-    optimizers = [
-        recipe.make(frontend, m.parameters()) for m in (eager_model, compiled_model)
-    ]
+    optimizers = [recipe.make(frontend, m.parameters()) for m in (eager_model, compiled_model)]
     step = compile_model(compiled_model, loss=criterion, optimizer=optimizers[1])
 
     def eager() -> Tensor:

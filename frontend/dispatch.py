@@ -56,7 +56,6 @@ class Tracer(Protocol):
         """A module's forward ends with an error."""
 
 
-
 class _Current(threading.local):
     tracer: Tracer | None = None
     """Set while this thread traces a model; sees the operations with a traced operand or a symbolic

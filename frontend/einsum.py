@@ -69,9 +69,7 @@ def _summed(x: Tensor, letters: str, kept: set[str]) -> tuple[Tensor, str]:
     return (x.sum(gone), "".join(c for c in letters if c in kept)) if gone else (x, letters)
 
 
-def _product(
-    x: Tensor, a: str, y: Tensor, b: str, needed: set[str]
-) -> tuple[Tensor, str]:
+def _product(x: Tensor, a: str, y: Tensor, b: str, needed: set[str]) -> tuple[Tensor, str]:
     """The product of two operands, summed over the letters that nobody needs."""
     x, a = _summed(x, a, needed | set(b))
     y, b = _summed(y, b, needed | set(a))

@@ -11,9 +11,7 @@ from .ops.record import GradContext, Op
 from .types import Shape, TensorType
 
 
-def input_gradients(
-    b: Builder, op: Op, ctx: GradContext, output_grads: Sequence[Any]
-) -> list[Any]:
+def input_gradients(b: Builder, op: Op, ctx: GradContext, output_grads: Sequence[Any]) -> list[Any]:
     """Gradients of a node's operands (None where there is none), in the operands' own shapes.
 
     Rules return gradients in the broadcast shape; the sum over broadcast dimensions is done here,

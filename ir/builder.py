@@ -24,9 +24,7 @@ class Builder:
 
     def op(self, name: str, *operands: Any, **attrs: Any) -> Any:
         """Applies an operator; returns one value, or a tuple for several results."""
-        dtype = next(
-            (self.type(v).dtype for v in reversed(operands) if not _is_number(v)), None
-        )
+        dtype = next((self.type(v).dtype for v in reversed(operands) if not _is_number(v)), None)
         values = [
             self.constant(v, dtype) if _is_number(v) and dtype is not None else v for v in operands
         ]

@@ -170,9 +170,7 @@ class Graph:
         self._insert(node)
         return node.values if len(types) > 1 else node.value
 
-    def add_copy(
-        self, node: Node, operands: Sequence[Value], origin: Graph
-    ) -> tuple[Value, ...]:
+    def add_copy(self, node: Node, operands: Sequence[Value], origin: Graph) -> tuple[Value, ...]:
         """Appends what ``node`` of the graph ``origin`` does, on operands of this graph.
 
         Operands of the same types give the same results, so the shape rule runs only for others.
@@ -193,9 +191,7 @@ class Graph:
     def replace_uses(self, old: Value, new: Value) -> None:
         """Makes every user of ``old``, and the graph's results, use ``new`` instead."""
         if self.type(old) != self.type(new):
-            raise VerifyError(
-                f"cannot replace {old}: {self.type(old)} by {new}: {self.type(new)}"
-            )
+            raise VerifyError(f"cannot replace {old}: {self.type(old)} by {new}: {self.type(new)}")
         for user in self.users(old):
             if user.name == new.node:
                 continue
@@ -211,9 +207,7 @@ class Graph:
     def erase(self, name: str) -> None:
         """Removes a node that nothing uses."""
         users = [u.name for u in self.users(name)]
-        results = [
-            k for d in (self.outputs, self.updates) for k, v in d.items() if v.node == name
-        ]
+        results = [k for d in (self.outputs, self.updates) for k, v in d.items() if v.node == name]
         if users or results:
             raise VerifyError(f"cannot erase %{name}: used by {', '.join(users + results)}")
         self._forget_uses(self._nodes.pop(name))

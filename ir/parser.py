@@ -119,8 +119,7 @@ class _Parser(Tokens):
             raise self.error(str(error), op_start) from None
         if inferred != types:
             raise self.error(
-                f"%{value.node} is written as {_listed(types)}, but {op} gives "
-                f"{_listed(inferred)}",
+                f"%{value.node} is written as {_listed(types)}, but {op} gives {_listed(inferred)}",
                 types_start,
             )
         graph.insert(Node(value.node, op, tuple(operands), NodeAttrs(attrs), types, source))
@@ -213,7 +212,12 @@ class _Parser(Tokens):
         if token.kind == "word" and token.text in _DTYPE_NAMES:
             kind = self.type()
             is_array = self.next.kind == "number" or self.next.text in (
-                "[", "True", "False", "nan", "inf", "base64",
+                "[",
+                "True",
+                "False",
+                "nan",
+                "inf",
+                "base64",
             )
             return self.array(kind) if is_array else kind
         if token.kind == "word" and token.text in _LITERALS:

@@ -76,9 +76,7 @@ def _types_by_rule(
         raise ShapeError(f"{op}: the attributes do not fit the operator: {error}") from None
 
 
-def _signature_misfit(
-    op: str, types: Sequence[TensorType], attrs: Mapping[str, Any]
-) -> str:
+def _signature_misfit(op: str, types: Sequence[TensorType], attrs: Mapping[str, Any]) -> str:
     """What is wrong with the number of operands or the attributes' names; else empty."""
     return _misfit(get(op).infer, len(types), tuple(attrs))
 
@@ -128,8 +126,9 @@ def _check_node(graph: Graph, node: Node, known: set[Value]) -> None:
         raise _fail(graph, "name", "the graph keeps another node under this name", node)
     for value in node.operands:
         if value not in known:
-            raise _fail(graph, "defined", f"operand {value} is not the result of an earlier node",
-                        node)
+            raise _fail(
+                graph, "defined", f"operand {value} is not the result of an earlier node", node
+            )
         if not any(user is node for user in graph.users(value)):
             raise _fail(graph, "users", f"it uses {value} but is not among its users", node)
     if not has(node.op):
@@ -160,8 +159,9 @@ def _check_types(graph: Graph, node: Node) -> None:
     except NetwrightError as error:
         raise _fail(graph, "types", str(error), node) from None
     if types != node.types:
-        raise _fail(graph, "types", f"has {_listed(node.types)}, the rule gives {_listed(types)}",
-                    node)
+        raise _fail(
+            graph, "types", f"has {_listed(node.types)}, the rule gives {_listed(types)}", node
+        )
 
 
 def _check_source(graph: Graph, node: Node) -> None:
@@ -190,13 +190,17 @@ def _check_region(graph: Graph, node: Node) -> None:
     inputs = {n.attrs["path"]: n.type for n in body.sources("input")}
     if inputs != operands:
         raise _fail(
-            graph, "regions", f"its body takes {_named(inputs)}, its operands are "
-            f"{_named(operands)}", node,
+            graph,
+            "regions",
+            f"its body takes {_named(inputs)}, its operands are {_named(operands)}",
+            node,
         )
     if list(body.outputs) != [str(i) for i in range(len(body.outputs))]:
         raise _fail(
-            graph, "regions", f"its body's outputs are named {list(body.outputs)}, expected "
-            "'0', '1', .. in order", node,
+            graph,
+            "regions",
+            f"its body's outputs are named {list(body.outputs)}, expected '0', '1', .. in order",
+            node,
         )
     state = [n.name for kind in ("parameter", "buffer") for n in body.sources(kind)]
     if state or body.updates:
@@ -212,8 +216,10 @@ def _check_paths(graph: Graph) -> None:
                 path = node.attrs["path"]
                 if path in seen:
                     raise _fail(
-                        graph, "paths", f"its path {path!r} is also that of "
-                        f"%{seen[path].name} = {seen[path].op}", node,
+                        graph,
+                        "paths",
+                        f"its path {path!r} is also that of %{seen[path].name} = {seen[path].op}",
+                        node,
                     )
                 seen[path] = node
 

@@ -87,9 +87,7 @@ def _reordered(new: Graph, node: Node, permute: Node, weight: Value) -> Value:
     inverse = tuple(sorted(range(len(dims)), key=dims.__getitem__))
 
     def add(name: str, op: str, value: Value, **attrs: object) -> Value:
-        result: Value = new.add(
-            op, value, name=f"{node.name}_{name}", source=node.source, **attrs
-        )
+        result: Value = new.add(op, value, name=f"{node.name}_{name}", source=node.source, **attrs)
         return result
 
     shape = new.type(weight).shape

@@ -47,7 +47,13 @@ _SPATIAL_OPERANDS = {
 }
 _NORMS = {"batch_norm": (0,), "batch_norm_train": (0,), "batch_norm_grad": (0, 1)}
 _ALONG_DIM = (
-    "cat", "slice", "slice_grad", "softmax", "log_softmax", "softmax_grad", "log_softmax_grad",
+    "cat",
+    "slice",
+    "slice_grad",
+    "softmax",
+    "log_softmax",
+    "softmax_grad",
+    "log_softmax_grad",
 )
 
 
@@ -60,7 +66,9 @@ def assign_layout(graph: Graph, ledger: Ledger | None = None) -> Graph:
     new = converter.run()
     if ledger is not None:
         ledger.note(
-            NAME, "Y101", True,
+            NAME,
+            "Y101",
+            True,
             f"{len(spatial)} operators channels-last, {converter.permutes} permutes",
         )
     return new
@@ -156,7 +164,10 @@ class _Converter:
             if 0 < kind.rank < 4:
                 shape = (1,) * (4 - kind.rank) + kind.shape
                 found = self.new.add(
-                    "reshape", found, name=f"{value.node}_4d", source=self._source(value),
+                    "reshape",
+                    found,
+                    name=f"{value.node}_4d",
+                    source=self._source(value),
                     shape=shape,
                 )
             if kind.rank:
@@ -164,9 +175,7 @@ class _Converter:
             self.last[value] = found
         return self.last[value]
 
-    def _reordered(
-        self, value: Value, operand: Value, dims: tuple[int, ...], suffix: str
-    ) -> Value:
+    def _reordered(self, value: Value, operand: Value, dims: tuple[int, ...], suffix: str) -> Value:
         shape = self.new.type(operand).shape
         moved = [d for d in dims if shape[d] != 1]
         options: dict[str, object] = {"dims": dims}

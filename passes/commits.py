@@ -49,9 +49,7 @@ class Commits:
         position: Mapping[str, int],
     ) -> None:
         self.graph, self.root, self.readers, self.position = graph, root, readers, position
-        self.state = {
-            n.attrs["path"]: n for n in graph.nodes if n.op in STATE
-        }
+        self.state = {n.attrs["path"]: n for n in graph.nodes if n.op in STATE}
         self.kept = {root[v] for v in (*graph.outputs.values(), *graph.updates.values())}
         self.last_check = max(
             (position[n.name] for n in graph.nodes if n.op in CHECKED), default=-1
@@ -81,13 +79,10 @@ class Commits:
 
     def _reads_same_index(self, producer: Node, old: Value) -> bool:
         safe = same_index_operands(self.graph, producer)
-        return all(
-            i in safe for i, v in enumerate(producer.operands) if self.root[v] == old
-        )
+        return all(i in safe for i, v in enumerate(producer.operands) if self.root[v] == old)
 
     def copy(self, path: str, value: Value) -> Copy | None:
-        """The copy that commits ``value`` at the end; None if the state would be copied to itself.
-        """
+        """The copy that commits ``value`` at the end; None if the state is there already."""
         source = self.graph.node(self.root[value])
         target = Location("state:" + path)
         if source.op not in STATE:

@@ -100,9 +100,7 @@ def _log_softmax(
     return (operands[0],)
 
 
-def _log(
-    new: Graph, node: Node, operands: list[Value], ledger: Ledger
-) -> tuple[Value, ...] | None:
+def _log(new: Graph, node: Node, operands: list[Value], ledger: Ledger) -> tuple[Value, ...] | None:
     producer = new.node(operands[0])
     if producer.op != "softmax":
         return None

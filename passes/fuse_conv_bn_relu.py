@@ -83,9 +83,7 @@ def _find_folds(graph: Graph, ledger: Ledger) -> dict[str, Node]:
     return folds
 
 
-def _obstacle(
-    graph: Graph, norm: Node, anchor: Node, state: set[str]
-) -> tuple[str, str] | None:
+def _obstacle(graph: Graph, norm: Node, anchor: Node, state: set[str]) -> tuple[str, str] | None:
     """Code and reason why a BatchNorm cannot be folded into the operator before it."""
     if norm.op == "batch_norm_train":
         return "F102", "BatchNorm in training mode is not folded"
@@ -134,9 +132,7 @@ def _folded_state(
     kind = new.type(w)
     eps = add("eps", "constant", value=np.asarray(norm.attrs["eps"], kind.dtype.np))
     scale = add("scale", "mul", gamma, add("rstd", "rsqrt", add("var", "add", var, eps)))
-    column = add(
-        "column", "reshape", scale, shape=(kind.shape[0],) + (1,) * (kind.rank - 1)
-    )
+    column = add("column", "reshape", scale, shape=(kind.shape[0],) + (1,) * (kind.rank - 1))
     shift = add("shift", "sub", bias[0], mean) if bias else add("shift", "neg", mean)
     offset = add("offset", "mul", shift, scale)
     return add("weight", "mul", w, column), add("bias", "add", beta, offset)
@@ -218,8 +214,7 @@ class _Epilogues:
     def _only_result(self, members: dict[str, Node], last: Node) -> bool:
         """Whether nothing but ``last`` is seen from outside."""
         return not any(
-            self.graph.is_result(name)
-            or any(u.name not in members for u in self.graph.users(name))
+            self.graph.is_result(name) or any(u.name not in members for u in self.graph.users(name))
             for name in members
             if name != last.name
         )

@@ -76,9 +76,7 @@ def _updates(graph: Graph, node: Node) -> bool:
     return loop and any(v in graph.updates.values() for v in node.values)
 
 
-def _obstacle(
-    graph: Graph, gradient: Node, update: Node, is_faster: IsFaster | None
-) -> str | None:
+def _obstacle(graph: Graph, gradient: Node, update: Node, is_faster: IsFaster | None) -> str | None:
     """Why the kernel of a gradient cannot do an update, or should not."""
     if graph.use_count(gradient.value) > 1:
         return f"something else than %{update.name} reads the gradient"

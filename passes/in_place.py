@@ -29,9 +29,7 @@ def same_index_operands(graph: Graph, node: Node) -> set[int]:
         return set()
     shapes = {t.shape for t in node.types}
     return {
-        i
-        for i, v in enumerate(node.operands)
-        if i not in whole and shapes == {graph.type(v).shape}
+        i for i, v in enumerate(node.operands) if i not in whole and shapes == {graph.type(v).shape}
     }
 
 

@@ -304,9 +304,7 @@ class _Packer:
             return None
         return self._conv_form(anchor, weight_shape, self._choice(node, anchor, weight_shape))
 
-    def _conv_form(
-        self, anchor: Node, weight_shape: tuple[int, ...], choice: Choice
-    ) -> _Form:
+    def _conv_form(self, anchor: Node, weight_shape: tuple[int, ...], choice: Choice) -> _Form:
         """Of a convolution or its gradient with respect to the input (``flip``)."""
         out, inner, *kernel_size = weight_shape
         groups, panel = anchor.attrs["groups"], choice.panel

@@ -232,6 +232,4 @@ class _Planner:
             sources[value] = stage
         for copy in sorted(copies, key=lambda c: c.commits):
             source = sources[copy.value] if copy.staged else self.plan.locations[copy.value]
-            self.plan.steps.append(
-                Step(None, (source,), (copy.target,), copy.value, copy.commits)
-            )
+            self.plan.steps.append(Step(None, (source,), (copy.target,), copy.value, copy.commits))

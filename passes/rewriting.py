@@ -1,5 +1,4 @@
-"""The driver of the passes that rebuild a graph, and the ledger in which passes say what they did.
-"""
+"""The driver of the passes that rebuild a graph, and the ledger of what passes say they did."""
 
 from __future__ import annotations
 

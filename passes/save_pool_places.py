@@ -125,9 +125,7 @@ class _Rewriter:
         )  # fmt: skip
         return made
 
-    def _masked(
-        self, new: Graph, node: Node, operands: list[Value]
-    ) -> tuple[Value, ...] | None:
+    def _masked(self, new: Graph, node: Node, operands: list[Value]) -> tuple[Value, ...] | None:
         """``where(le(r, 0), 0, gradient of the pooling of r)`` on the pooled map."""
         test, zero, grad = (self.graph.node(v) for v in node.operands)
         pool = self.pools.get(grad.name)

@@ -82,9 +82,7 @@ def through(node: Node, view: View) -> View | None:
     return View(view.base, node.type.shape, strides, first, True)
 
 
-def _reshaped(
-    shape: Shape, strides: Sequence[Extent], wanted: Shape
-) -> tuple[Extent, ...] | None:
+def _reshaped(shape: Shape, strides: Sequence[Extent], wanted: Shape) -> tuple[Extent, ...] | None:
     """Strides of a view seen in another shape, or None if that takes a copy.
 
     Neighbouring dimensions that are evenly spaced are one; each such group has to hold a group of

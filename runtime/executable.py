@@ -46,9 +46,7 @@ class Executable:
         self.program = program
         self.seconds: dict[str, float] = {}
         """Where the time of getting the machine code went, see `jit.load`."""
-        self.library = jit.load(
-            program.text, target, {"graph": program.name}, seconds=self.seconds
-        )
+        self.library = jit.load(program.text, target, {"graph": program.name}, seconds=self.seconds)
         self._lock = threading.RLock()
         self._slots = {name: i for i, name in enumerate(program.slots)}
         self._table = np.zeros(len(program.slots) + 1, np.uint64)  # the last: see `recorded`
@@ -178,9 +176,7 @@ class Executable:
         return run
 
     @contextmanager
-    def recorded(
-        self, recorder: Callable[[int, int], None], times: np.ndarray
-    ) -> Iterator[None]:
+    def recorded(self, recorder: Callable[[int, int], None], times: np.ndarray) -> Iterator[None]:
         """Until the end of the block, ``recorder(n, threads)`` runs in the place of the ``run``
         segments, on the same memory; ``times`` is in the slot after the program's. Other threads
         wait."""
@@ -288,7 +284,8 @@ class Executable:
         """The error for the status that a run has left."""
         value = int(self._status[1])
         suspects = [
-            f"{launch.node.op} ({launch.node.source})" if str(launch.node.source)
+            f"{launch.node.op} ({launch.node.source})"
+            if str(launch.node.source)
             else launch.node.op
             for launch in self.program.launches
             if launch.node.op in INDEXED

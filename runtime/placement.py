@@ -57,9 +57,7 @@ class Placement:
         return True
 
     def _move(self, cpu: int) -> None:
-        chosen = choose(
-            cpu, os.sched_getaffinity(0), len(self._handles), settings.available_cpus()
-        )
+        chosen = choose(cpu, os.sched_getaffinity(0), len(self._handles), settings.available_cpus())
         if chosen != self._chosen:
             self._chosen = chosen
             for handle, cpus in zip(self._handles, chosen, strict=True):

@@ -69,9 +69,7 @@ def run(options: argparse.Namespace, batches: list[int]) -> int:
     return 0
 
 
-def measure(
-    options: argparse.Namespace, batches: list[int], threads: list[int]
-) -> dict[str, Any]:
+def measure(options: argparse.Namespace, batches: list[int], threads: list[int]) -> dict[str, Any]:
     """Everything that ``--json`` prints."""
     from ...bridge.compile import compile as compile_model
     from ...codegen.target import host

@@ -160,9 +160,7 @@ def _netwright(compiled: CompiledModule, inputs: Sequence[Tensor]) -> Ready:
     return Ready(call, _leaves)
 
 
-def _peer(
-    name: str, traced: Traced, arrays: list[np.ndarray], threads: int
-) -> Callable[[], Ready]:
+def _peer(name: str, traced: Traced, arrays: list[np.ndarray], threads: int) -> Callable[[], Ready]:
     return lambda: PEERS[name].prepare()(traced, arrays, threads)
 
 

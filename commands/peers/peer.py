@@ -26,9 +26,7 @@ class Ready:
 class Prepare(Protocol):
     """How a peer makes a traced program ready."""
 
-    def __call__(
-        self, traced: Traced, inputs: Sequence[np.ndarray], threads: int
-    ) -> Ready: ...
+    def __call__(self, traced: Traced, inputs: Sequence[np.ndarray], threads: int) -> Ready: ...
 
 
 @dataclass(frozen=True)

@@ -114,9 +114,7 @@ def prepare_compiled_step(training: Training) -> tuple[Ready, Any]:
     """One native call per step; the compiled step itself, too."""
     from ...bridge.compile import compile as compile_model
 
-    compiled = compile_model(
-        training.model, loss=training.criterion, optimizer=training.optimizer
-    )
+    compiled = compile_model(training.model, loss=training.criterion, optimizer=training.optimizer)
 
     def step() -> Any:
         return compiled(*training.inputs, training.next_target())

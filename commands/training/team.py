@@ -93,9 +93,9 @@ class Team(Alone):
     def total(self, values: list[float]) -> list[float]:
         from ...distributed.collectives import gather_numbers
 
-        found: list[float] = gather_numbers(self._group, values, "the results of an epoch").sum(
-            axis=0
-        ).tolist()
+        found: list[float] = (
+            gather_numbers(self._group, values, "the results of an epoch").sum(axis=0).tolist()
+        )
         return found
 
     def gathered(self, value: Any) -> list[Any]:

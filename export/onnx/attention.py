@@ -53,9 +53,7 @@ def _attention_weights(b: OnnxBuilder, node: Node, q: str, k: str, mask: str | N
 
 
 @rule("attention")
-def _attention(
-    b: OnnxBuilder, node: Node, q: str, k: str, v: str, mask: str | None = None
-) -> str:
+def _attention(b: OnnxBuilder, node: Node, q: str, k: str, v: str, mask: str | None = None) -> str:
     values = _heads(b, node, (q, k, v), 2, node.attrs["value_dim"])
     y = b.add("MatMul", _weights(b, node, (q, k), mask), values)
     if not node.attrs["merged"]:

@@ -69,9 +69,7 @@ class OnnxBuilder:
         numbers = [v for v in values if not isinstance(v, Dim)]
         if len(numbers) == len(values):
             return self.ints(*numbers)
-        parts = [
-            self._multiple(v.coef) if isinstance(v, Dim) else self.ints(v) for v in values
-        ]
+        parts = [self._multiple(v.coef) if isinstance(v, Dim) else self.ints(v) for v in values]
         return parts[0] if len(parts) == 1 else self.add("Concat", *parts, axis=0)
 
     def cast(self, value: str, dtype: DType) -> str:

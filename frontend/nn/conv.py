@@ -134,9 +134,7 @@ class Conv1d(_Conv):
 
     def forward(self, input: Tensor) -> Tensor:
         x, padding = self._padded(input)
-        return F.conv1d(
-            x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
-        )
+        return F.conv1d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
 class Conv2d(_Conv):
@@ -146,6 +144,4 @@ class Conv2d(_Conv):
 
     def forward(self, input: Tensor) -> Tensor:
         x, padding = self._padded(input)
-        return F.conv2d(
-            x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
-        )
+        return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)

@@ -68,9 +68,7 @@ def _weights_shape(
         raise ShapeError(f"{op}: query has batch {batch}, key {other}; expand one of them")
     shape = (batch, heads, rows, keys)
     if mask is not None:
-        fits = mask.rank == 4 and all(
-            m in (1, s) for m, s in zip(mask.shape, shape, strict=True)
-        )
+        fits = mask.rank == 4 and all(m in (1, s) for m, s in zip(mask.shape, shape, strict=True))
         if not fits:
             raise ShapeError(
                 f"{op}: mask has shape {shape_text(mask.shape)}, expected {shape_text(shape)} or "

@@ -93,9 +93,7 @@ def _statistics(
 # -- gradient -------------------------------------------------------------------------------------
 
 
-def _grad_sums_infer(
-    g: TensorType, x: TensorType, mean: TensorType, *, parts: int
-) -> TensorType:
+def _grad_sums_infer(g: TensorType, x: TensorType, mean: TensorType, *, parts: int) -> TensorType:
     op = "batch_norm_grad_sums"
     require_float(op, gradient=g, mean=mean)
     require_shape(op, "the gradient", g, x.shape, "the input's shape")

@@ -17,9 +17,7 @@ from ..types import TensorType
 from .record import SUMMED, Op, Sample, get, register
 
 
-def _infer(
-    g: TensorType, x: TensorType, *, parts: int, layout: str, **geometry: Any
-) -> TensorType:
+def _infer(g: TensorType, x: TensorType, *, parts: int, layout: str, **geometry: Any) -> TensorType:
     op = "conv2d_grad_weight_parts"
     if layout != "NHWC":
         raise ShapeError(f"{op}: expected NHWC images, got {x} as {layout}")
@@ -29,9 +27,7 @@ def _infer(
     return TensorType(weight.dtype, (parts, *weight.shape))
 
 
-def _numpy(
-    g: np.ndarray, x: np.ndarray, *, parts: int, layout: str, **geometry: Any
-) -> np.ndarray:
+def _numpy(g: np.ndarray, x: np.ndarray, *, parts: int, layout: str, **geometry: Any) -> np.ndarray:
     height = g.shape[1]
     rows = len(g) * height
     found = []
@@ -49,11 +45,7 @@ def _numpy(
 
 def _samples(rng: np.random.Generator) -> list[Sample]:
     plain = [s for s in get("conv2d_grad_weight").samples(rng) if s.attrs["layout"] == "NHWC"]
-    return [
-        Sample(s.arrays, {**s.attrs, "parts": 1 + k % 4}, False) for k, s in enumerate(plain)
-    ]
+    return [Sample(s.arrays, {**s.attrs, "parts": 1 + k % 4}, False) for k, s in enumerate(plain)]
 
 
-register(
-    Op("conv2d_grad_weight_parts", "spatial", _infer, _numpy, samples=_samples, **SUMMED)
-)
+register(Op("conv2d_grad_weight_parts", "spatial", _infer, _numpy, samples=_samples, **SUMMED))

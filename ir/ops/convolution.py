@@ -376,8 +376,7 @@ def _conv2d_grad_input_samples(rng: np.random.Generator) -> list[Sample]:
 
 def _conv2d_grad_weight_samples(rng: np.random.Generator) -> list[Sample]:
     return [
-        Sample((g, x), {"kernel_size": w.shape[2:], **attrs})
-        for x, w, g, attrs in _conv_cases(rng)
+        Sample((g, x), {"kernel_size": w.shape[2:], **attrs}) for x, w, g, attrs in _conv_cases(rng)
     ]
 
 

@@ -154,9 +154,7 @@ def _lower_sign(e: Any, x: Any) -> Any:
     return e.sub(e.select(e.gt(x, zero), one, zero), e.select(e.lt(x, zero), one, zero))
 
 
-unary(
-    "neg", np.negative, lambda b, ctx, g: (b.neg(g),), lambda e, x: e.neg(x), integers=True
-)
+unary("neg", np.negative, lambda b, ctx, g: (b.neg(g),), lambda e, x: e.neg(x), integers=True)
 unary(
     "abs",
     np.abs,
@@ -206,9 +204,7 @@ unary(
     lambda b, ctx, g: (b.mul(g, b.add(ctx.outputs[0], 1.0)),),
     lambda e, x: e.expm1(x),
 )
-unary(
-    "log", np.log, lambda b, ctx, g: (b.div(g, ctx.inputs[0]),), lambda e, x: e.log(x), low=0.2
-)
+unary("log", np.log, lambda b, ctx, g: (b.div(g, ctx.inputs[0]),), lambda e, x: e.log(x), low=0.2)
 unary(
     "log1p",
     np.log1p,
@@ -230,9 +226,7 @@ unary(
     lambda e, x: e.div(e.const(1.0, like=x), e.sqrt(x)),
     low=0.2,
 )
-unary(
-    "sin", np.sin, lambda b, ctx, g: (b.mul(g, b.cos(ctx.inputs[0])),), lambda e, x: e.sin(x)
-)
+unary("sin", np.sin, lambda b, ctx, g: (b.mul(g, b.cos(ctx.inputs[0])),), lambda e, x: e.sin(x))
 unary(
     "cos",
     np.cos,
@@ -340,9 +334,7 @@ def _where_grad(b: Any, ctx: Any, g: Any) -> tuple[None, Any, Any]:
 
 def _where_samples(rng: np.random.Generator) -> list[Sample]:
     shapes: list[list[tuple[int, ...]]] = [[(4, 5)] * 3, [(4, 1), (5,), ()], [(), (2, 3), (3,)]]
-    return [
-        Sample((rng.random(c) < 0.5, points(rng, x), points(rng, y))) for c, x, y in shapes
-    ]
+    return [Sample((rng.random(c) < 0.5, points(rng, x), points(rng, y))) for c, x, y in shapes]
 
 
 register(

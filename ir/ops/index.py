@@ -251,9 +251,7 @@ register(
         samples=_embedding_grad_samples,
     )
 )
-register(
-    Op("gather", "index", _gather_infer, _gather, grad=_gather_rule, samples=_gather_samples)
-)
+register(Op("gather", "index", _gather_infer, _gather, grad=_gather_rule, samples=_gather_samples))
 register(
     Op(
         "scatter_add_grad",

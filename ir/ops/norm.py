@@ -149,9 +149,7 @@ def _batch_norm_train_rule(b: Any, ctx: GradContext, g: Any, *_: Any) -> tuple[A
         return None, None, None
     x, gamma, _ = ctx.inputs
     _, mean, _, rstd = ctx.outputs
-    return b.op(
-        "batch_norm_grad", g, x, gamma, mean, rstd, channel_dim=ctx.attrs["channel_dim"]
-    )
+    return b.op("batch_norm_grad", g, x, gamma, mean, rstd, channel_dim=ctx.attrs["channel_dim"])
 
 
 def _batch_norm_grad_infer(

@@ -97,9 +97,7 @@ def _max_pool(x: np.ndarray, *, kernel_size: Pair) -> tuple[np.ndarray, np.ndarr
     return best[..., 0], places[..., 0].astype(np.uint8)
 
 
-def _scatter(
-    g: np.ndarray, places: np.ndarray, *, kernel_size: Pair, size: Pair
-) -> np.ndarray:
+def _scatter(g: np.ndarray, places: np.ndarray, *, kernel_size: Pair, size: Pair) -> np.ndarray:
     """``g`` at its places, zeros elsewhere."""
     (kh, kw), (n, oh, ow, c) = kernel_size, g.shape
     windows = np.zeros((*g.shape, kh * kw), g.dtype)

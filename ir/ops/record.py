@@ -113,9 +113,9 @@ def all_ops() -> dict[str, Op]:
     return dict(_OPS)
 
 
-def infer_types(name: str, types: Sequence[TensorType], attrs: dict[str, Any]) -> tuple[
-    TensorType, ...
-]:
+def infer_types(
+    name: str, types: Sequence[TensorType], attrs: dict[str, Any]
+) -> tuple[TensorType, ...]:
     """Result types of an operator, always as a tuple."""
     result = get(name).infer(*types, **attrs)
     return result if isinstance(result, tuple) else (result,)

@@ -250,9 +250,7 @@ def _slice_end(length: Extent, start: Extent, step: int) -> Extent:
     return add_extents("slice_grad", start, length * step)
 
 
-def _slice_grad(
-    g: np.ndarray, *, dim: int, start: int, step: int = 1, size: int
-) -> np.ndarray:
+def _slice_grad(g: np.ndarray, *, dim: int, start: int, step: int = 1, size: int) -> np.ndarray:
     out = np.zeros((*g.shape[:dim], size, *g.shape[dim + 1 :]), g.dtype)
     _slice(out, dim=dim, start=start, stop=start + g.shape[dim] * step, step=step)[...] = g
     return out

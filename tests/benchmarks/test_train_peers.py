@@ -27,9 +27,7 @@ def small(peers: ModuleType, recipe: Any) -> Any:
     """A row that takes no time: the example with BatchNorm at batch 8."""
     tasks = {task.jax: task for task in peers.TASKS}
     found = tasks["mlp_batchnorm"]
-    return peers.Task(
-        found.model, found.build, found.shape, 8, recipe, 2.0, jax="mlp_batchnorm"
-    )
+    return peers.Task(found.model, found.build, found.shape, 8, recipe, 2.0, jax="mlp_batchnorm")
 
 
 @pytest.mark.parametrize("recipe", ["SGD", "MOMENTUM", "ADAM", "ADAMW"])

@@ -371,9 +371,7 @@ def test_no_grad_in_training_mode_updates_the_running_statistics() -> None:
         out = fast(images(8))
         twin(nw.from_numpy(images(8)))
     assert not out.requires_grad
-    np.testing.assert_allclose(
-        model[1].running_var.numpy(), twin[1].running_var.numpy(), rtol=1e-5
-    )
+    np.testing.assert_allclose(model[1].running_var.numpy(), twin[1].running_var.numpy(), rtol=1e-5)
     assert model[1].num_batches_tracked.item() == 1
 
 

@@ -44,9 +44,7 @@ class ResNet18(nn.Module):
         for i in range(4):
             out = width * 2**i
             layers.append(
-                nn.Sequential(
-                    BasicBlock(planes, out, 1 if i == 0 else 2), BasicBlock(out, out, 1)
-                )
+                nn.Sequential(BasicBlock(planes, out, 1 if i == 0 else 2), BasicBlock(out, out, 1))
             )
             planes = out
         self.layer1, self.layer2, self.layer3, self.layer4 = layers

@@ -100,9 +100,7 @@ def test_no_bucket_is_told_of_after_a_bad_label() -> None:
 
 @pytest.mark.parametrize("disabled", [False, True])
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
-def test_the_halves_are_a_step(
-    name: str, disabled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_halves_are_a_step(name: str, disabled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if disabled:
         monkeypatch.setenv("NETWRIGHT_DISABLE", "1")
     model, step = compiled(name)
@@ -360,8 +358,13 @@ def test_a_gradient_that_is_not_a_number_makes_the_norm_and_all_parameters_so() 
 
 def test_double_precision_limits() -> None:
     model = small().double()
-    step = nw.compile(model, loss=LOSS, optimizer=optim.SGD(model.parameters(), lr=0.1),
-                      clip_grad_norm=0.1, accumulate=2)
+    step = nw.compile(
+        model,
+        loss=LOSS,
+        optimizer=optim.SGD(model.parameters(), lr=0.1),
+        clip_grad_norm=0.1,
+        accumulate=2,
+    )
     twin = small().double()
     other = optim.SGD(twin.parameters(), lr=0.1)
     for i in range(2):

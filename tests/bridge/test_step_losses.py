@@ -101,9 +101,7 @@ def trained(
     return found, {k: v.detach().numpy().copy() for k, v in model.named_parameters()}, step
 
 
-def assert_trained_as_eager(
-    loss: Callable[..., nw.Tensor], target: Target, **kwargs: Any
-) -> None:
+def assert_trained_as_eager(loss: Callable[..., nw.Tensor], target: Target, **kwargs: Any) -> None:
     got, weights, step = trained(loss, target, True, **kwargs)
     expected, wanted, _ = trained(loss, target, False, **kwargs)
     assert got == pytest.approx(expected, rel=1e-4)

@@ -43,8 +43,10 @@ def make(name: str = "adam", **options: Any) -> Trained:
     nw.manual_seed(0)
     model = Net()
     optimizer = OPTIMIZERS[name](model.parameters())
-    return model, optimizer, nw.compile(
-        model, loss=nn.CrossEntropyLoss(), optimizer=optimizer, **options
+    return (
+        model,
+        optimizer,
+        nw.compile(model, loss=nn.CrossEntropyLoss(), optimizer=optimizer, **options),
     )
 
 
@@ -288,6 +290,7 @@ def test_a_prediction_in_between_sees_every_step() -> None:
         step(*batch(i))
         got = step.predict(x).numpy()
         model.eval()
-        np.testing.assert_allclose(got, model(nw.from_numpy(x)).detach().numpy(), rtol=1e-4,
-                                   atol=1e-5)
+        np.testing.assert_allclose(
+            got, model(nw.from_numpy(x)).detach().numpy(), rtol=1e-4, atol=1e-5
+        )
         model.train()

@@ -38,9 +38,7 @@ def updating(step: Any) -> int:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_training_has_the_bits_of_separate_updates(name: str) -> None:
-    models, steps = zip(
-        compiled(name), compiled(name, passes={"fuse_update": False}), strict=True
-    )
+    models, steps = zip(compiled(name), compiled(name, passes={"fuse_update": False}), strict=True)
     rng = np.random.default_rng(0)
     for n in (64, 5, 300, 64):
         x, t = rng.standard_normal((n, 20)).astype(np.float32), rng.integers(0, 30, n)

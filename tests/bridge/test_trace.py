@@ -152,8 +152,7 @@ def test_multi_head_attention_written_by_hand() -> None:
         def forward(self, x: nw.Tensor) -> nw.Tensor:
             b, t, c = x.shape
             q, k, v = (
-                z.reshape(b, t, 2, c // 2).transpose(1, 2)
-                for z in self.qkv(x).chunk(3, dim=-1)
+                z.reshape(b, t, 2, c // 2).transpose(1, 2) for z in self.qkv(x).chunk(3, dim=-1)
             )
             weights = F.softmax(q @ k.transpose(-2, -1) / 2.0, dim=-1)
             return self.out((weights @ v).transpose(1, 2).reshape(b, t, c))

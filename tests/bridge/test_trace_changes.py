@@ -185,9 +185,7 @@ def test_a_branch_on_the_batch_size_compiles_per_size_and_says_so() -> None:
 def test_a_step_with_a_branch_on_the_batch_size_works_for_each_size() -> None:
     layer = nn.Linear(3, 2)
     model = Function(lambda x: layer(x) if x.size(0) != 2 else layer(x) * 2, layer=layer)
-    step = nw.compile(
-        model, loss=nn.MSELoss(), optimizer=nw.optim.SGD(model.parameters(), lr=0.0)
-    )
+    step = nw.compile(model, loss=nn.MSELoss(), optimizer=nw.optim.SGD(model.parameters(), lr=0.0))
     for n in (2, 3, 2):
         expected = nn.MSELoss()(model(tensor(n, 3)), tensor(n, 2)).item()
         assert step(array(n, 3), array(n, 2)).item() == pytest.approx(expected, rel=1e-5)

@@ -387,9 +387,7 @@ def test_a_loss_that_is_no_scalar(loss: Any, message: str) -> None:
 
 def test_a_step_without_a_target() -> None:
     model = nn.Linear(2, 2)
-    step = nw.compile(
-        model, loss=nn.MSELoss(), optimizer=optim.SGD(model.parameters(), lr=0.1)
-    )
+    step = nw.compile(model, loss=nn.MSELoss(), optimizer=optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(TypeError, match=r"step\(x, target\)"):
         step(array(3, 2))
 

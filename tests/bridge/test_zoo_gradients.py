@@ -59,8 +59,7 @@ def errors(found: Any, exact: Any) -> Errors:
     mean = (total / sum(g.size for g in exact.values())) ** 0.5
     return {
         name: float(
-            np.linalg.norm(found[name] - g)
-            / max(np.linalg.norm(g), SMALL * mean * g.size**0.5)
+            np.linalg.norm(found[name] - g) / max(np.linalg.norm(g), SMALL * mean * g.size**0.5)
         )
         for name, g in exact.items()
     }
@@ -90,9 +89,7 @@ def measured(name: str, theirs: Any) -> tuple[Errors, Errors]:
 
 
 @pytest.mark.parametrize("name", [name for name in NETS if name != "inception"])
-def test_gradients_are_at_most_twice_as_far_from_float64_as_torchs(
-    name: str, theirs: Any
-) -> None:
+def test_gradients_are_at_most_twice_as_far_from_float64_as_torchs(name: str, theirs: Any) -> None:
     ours, others = measured(name, theirs)
     worse = {
         key: (error, others[key])

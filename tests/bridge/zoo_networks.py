@@ -54,9 +54,7 @@ def _resnet(m: Any) -> Any:
 def _bottlenecks(m: Any) -> Any:
     dilate = [False, False, True]
     block = m.resnet.Bottleneck
-    return m.ResNet(
-        block, [1, 1, 1, 1], 7, width_per_group=32, replace_stride_with_dilation=dilate
-    )
+    return m.ResNet(block, [1, 1, 1, 1], 7, width_per_group=32, replace_stride_with_dilation=dilate)
 
 
 def _mobilenet_v2(m: Any) -> Any:

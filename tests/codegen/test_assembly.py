@@ -243,9 +243,7 @@ def test_sums_of_a_masked_gradient_are_full_vectors_that_stay_in_registers(
     image, per = (TensorType(float32, s) for s in ((N, 8, 8, channels), (channels,)))
     types = [image, image, per, per, per]
     body = Graph("reduction")
-    g, x, mean, scale, beta = (
-        body.add("input", path=str(i), type=t) for i, t in enumerate(types)
-    )
+    g, x, mean, scale, beta = (body.add("input", path=str(i), type=t) for i, t in enumerate(types))
     y = body.add("add", body.add("mul", body.add("sub", x, mean), scale), beta)
     zero = body.add("constant", value=np.float32(0))
     masked = body.add("where", body.add("le", y, zero), zero, g)

@@ -83,9 +83,7 @@ def test_heads_of_any_size(
 
 @pytest.mark.parametrize("dtype", [float32, float64])
 @pytest.mark.parametrize("causal", [False, True])
-def test_one_projection_gets_one_gradient(
-    single: Callable, dtype: DType, causal: bool
-) -> None:
+def test_one_projection_gets_one_gradient(single: Callable, dtype: DType, causal: bool) -> None:
     types, options = projection(50, 3, 20, dtype, causal=causal)
     node = single(emit_attention_grad, OP, types, **options)
     for n in (1, 4):

@@ -35,9 +35,7 @@ def test_sums_and_statistics_for_every_width_and_batch(single: Callable, channel
     statistics = single(
         emit_norm, "batch_norm_statistics", [moments.node.type, per], rows=Dim(3), eps=1e-5
     )
-    factors = single(
-        emit_norm, "batch_norm_grad_factors", [sums.node.type, per, per], rows=Dim(3)
-    )
+    factors = single(emit_norm, "batch_norm_grad_factors", [sums.node.type, per, per], rows=Dim(3))
     for n in (1, 2, 9, 200):
         a, g = draw(n, 3, channels), draw(n, 3, channels)
         gamma, mean, rstd = draw(channels), draw(channels), np.abs(draw(channels)) + 0.1
@@ -129,4 +127,3 @@ def test_moments_of_a_computed_operand_write_it_once(run: Callable) -> None:
     x_found, moments = run_node(node, arrays, 30)
     np.testing.assert_array_equal(outs[0], x_found)
     np.testing.assert_allclose(outs[1], moments, rtol=1e-6, atol=1e-5)
-

@@ -171,8 +171,10 @@ def test_the_largest_tiles_stay_in_registers(
     f = micro_kernel("micro", tile, TileEpilogue((dtype,)))
     asm = assembly(module_text([f.render("ret void")], f.declarations).replace(
         "define internal", "define"), target)  # fmt: skip
-    spill = r"\s(?:str|ldr|stp|ldp|stur|ldur)\s+q.*\[sp" if "aarch64" in target.triple else (
-        r"\sv\w+\s.*\(%rsp\)"
+    spill = (
+        r"\s(?:str|ldr|stp|ldp|stur|ldur)\s+q.*\[sp"
+        if "aarch64" in target.triple
+        else (r"\sv\w+\s.*\(%rsp\)")
     )
     assert len(re.findall(spill, asm)) == 0
     multiplies = len(re.findall(r"\s(?:vfn?m\w+|fmla)\s", asm))

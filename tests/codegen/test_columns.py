@@ -59,16 +59,16 @@ def convolution(
                 how["groups"] = groups
                 attrs |= {"panel": panel, "out_channels": out, "kernel_size": (kernel,) * 2}
             packed = Graph()
-            pack = packed.add(op.replace("conv2d", "pack").replace("packed", "conv"),
-                              tensor(packed, *w), **how)
+            pack = packed.add(
+                op.replace("conv2d", "pack").replace("packed", "conv"), tensor(packed, *w), **how
+            )
             kinds[1] = packed.type(pack).shape
         kinds.append((out,))
         if not relu:
             return g.add(op, *(tensor(g, *k) for k in kinds), **attrs)
         body = Graph("body")
         inner = [
-            body.add("input", path=str(i), type=TensorType(float32, k))
-            for i, k in enumerate(kinds)
+            body.add("input", path=str(i), type=TensorType(float32, k)) for i, k in enumerate(kinds)
         ]
         body.outputs["0"] = body.add("relu", body.add(op, *inner, **attrs))
         outer = [tensor(g, *k) for k in kinds]
@@ -135,12 +135,19 @@ def cases() -> Iterator[Case]:
     yield Case("exp-f64", lambda g, _: g.add("exp", tensor(g, N, 37, **wide)))
     yield Case("masks", lambda g, _: g.add("gt", tensor(g, N, 37), tensor(g, N, 37)))
     yield Case("integers", lambda g, _: g.add("neg", tensor(g, N, 37, dtype=int32)))
-    yield Case("cat", lambda g, _: g.add(
-        "cat", tensor(g, N, 5, 3), tensor(g, N, 5, 37), tensor(g, N, 5, 20), dim=2))
-    yield Case("slice", lambda g, _: g.add(
-        "slice", tensor(g, N, 5, 37), dim=2, start=3, stop=30, step=1))
-    yield Case("slice-of-rows", lambda g, _: g.add(
-        "slice", tensor(g, N, 5, 37), dim=1, start=1, stop=4, step=2))
+    yield Case(
+        "cat",
+        lambda g, _: g.add(
+            "cat", tensor(g, N, 5, 3), tensor(g, N, 5, 37), tensor(g, N, 5, 20), dim=2
+        ),
+    )
+    yield Case(
+        "slice", lambda g, _: g.add("slice", tensor(g, N, 5, 37), dim=2, start=3, stop=30, step=1)
+    )
+    yield Case(
+        "slice-of-rows",
+        lambda g, _: g.add("slice", tensor(g, N, 5, 37), dim=1, start=1, stop=4, step=2),
+    )
 
 
 class Placed:
@@ -152,8 +159,11 @@ class Placed:
         accepted = accepts_columns(self.node, self.graph)
         kinds = [self.graph.type(v) for v in self.node.operands]
         self.operands = {i: kinds[i].shape[-1] + 27 for i in accepted.operands if operands}
-        self.results = {i: t.shape[-1] + 5 for i, t in enumerate(self.node.types)
-                        if results and i in accepted.results}
+        self.results = {
+            i: t.shape[-1] + 5
+            for i, t in enumerate(self.node.types)
+            if results and i in accepted.results
+        }
         self.widths = (
             *(self.operands.get(i, 0) for i in range(len(kinds))),
             *(self.results.get(i, 0) for i in range(len(self.node.types))),

@@ -304,9 +304,7 @@ def test_residual_and_activation_are_applied(run: Run, case: Any, long: bool) ->
     types = [*(graph.type(v) for v in node.operands), node.type]
     types.append(TensorType(float32, (node.type.shape[-1],)))
     body = Graph("body")
-    x, w, b, residual, scale = (
-        body.add("input", path=str(k), type=t) for k, t in enumerate(types)
-    )
+    x, w, b, residual, scale = (body.add("input", path=str(k), type=t) for k, t in enumerate(types))
     y = body.add("mul", body.add("conv2d", x, w, b, **node.attrs), scale)
     y = body.add("add", y, residual)
     body.outputs["0"] = body.add("gelu", y, approximate="none") if long else body.add("relu", y)

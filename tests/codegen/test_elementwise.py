@@ -338,9 +338,7 @@ def test_activations_are_packed_loops_without_calls_or_spills(
     op: str, target: Target, asm_for: Callable[..., Any]
 ) -> None:
     attrs: dict[str, Any] = {"elu": {"alpha": 1.0}}
-    node, g = fuse(
-        [TensorType(float32, (N, 64))], lambda b, x: b.add(op, x, **attrs.get(op, {}))
-    )
+    node, g = fuse([TensorType(float32, (N, 64))], lambda b, x: b.add(op, x, **attrs.get(op, {})))
     kernel = emit_elementwise(node, g, target)
     assert kernel is not None
     code = asm_for(kernel, target)

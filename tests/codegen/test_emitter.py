@@ -149,9 +149,7 @@ def test_extremum_with_a_constant_keeps_nan(
 
 @pytest.mark.parametrize("to", DTYPES, ids=lambda d: d.short)
 @pytest.mark.parametrize("source", DTYPES, ids=lambda d: d.short)
-def test_casts_follow_numpy(
-    source: DType, to: DType, apply: Callable[..., np.ndarray]
-) -> None:
+def test_casts_follow_numpy(source: DType, to: DType, apply: Callable[..., np.ndarray]) -> None:
     values: Sequence[Any] = [0, 1, 2, 100]
     if source.is_float:
         values = [0.0, 0.5, 1.0, 2.75, 100.9]

@@ -65,9 +65,7 @@ def test_embeddings_of_every_width_and_batch(
         ((Dim(2),), (Dim(3),), 0),
     ],
 )
-def test_gather_and_its_gradient(
-    single: Callable, shape: tuple, taken: tuple, dim: int
-) -> None:
+def test_gather_and_its_gradient(single: Callable, shape: tuple, taken: tuple, dim: int) -> None:
     size = shape[dim]
     forward = single(emit_indexing, "gather", [f32(*shape), i64(*taken)], dim=dim)
     backward = single(

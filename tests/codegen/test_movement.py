@@ -42,9 +42,7 @@ def check(run: Callable[..., Any]) -> Callable[..., Kernel]:
         node, g = node_of(op, types, **attrs)
         kernel = emit_movement(node, g, target or host())
         assert kernel is not None
-        arrays = [
-            numbered(t.at(n).shape, t.dtype.short, 1 + 90 * i) for i, t in enumerate(types)
-        ]
+        arrays = [numbered(t.at(n).shape, t.dtype.short, 1 + 90 * i) for i, t in enumerate(types)]
         tasks = kernel.tasks.at(n)
         for splits in ([], list(range(1, tasks, max(1, tasks // 3)))):
             out = np.full(node.type.at(n).shape, 77, node.type.dtype.np)
@@ -126,9 +124,7 @@ def test_a_few_planes_are_interleaved(
         check("permute", [TensorType(dtype, (N, channels, *size))], n, dims=(0, 2, 3, 1))
 
 
-def test_interleaving_works_on_whole_registers(
-    target: Target, asm_for: Callable[..., Any]
-) -> None:
+def test_interleaving_works_on_whole_registers(target: Target, asm_for: Callable[..., Any]) -> None:
     node, g = node_of("permute", [TensorType(float32, (N, 3, 224, 224))], dims=(0, 2, 3, 1))
     kernel = emit_movement(node, g, target)
     assert kernel is not None and kernel.symbol.startswith("interleave")

@@ -45,9 +45,7 @@ def forward_region(
     image, per = TensorType(dtype, (N, *size, channels)), TensorType(dtype, (channels,))
     body = Graph("pooling")
     types = [image, per, per, TensorType(dtype, ())]
-    x, mean, scale, least = (
-        body.add("input", path=str(i), type=t) for i, t in enumerate(types)
-    )
+    x, mean, scale, least = (body.add("input", path=str(i), type=t) for i, t in enumerate(types))
     y = body.add("maximum", body.add("mul", body.add("sub", x, mean), scale), least)
     if not places:
         tiles: dict[str, Any] = {"kernel_size": (2, 2), "stride": (2, 2), "dilation": (1, 1)}

@@ -93,9 +93,7 @@ def test_integers_have_a_maximum_too(single: Callable) -> None:
 
 
 @pytest.mark.parametrize("attrs", [w for w in WINDOWS if w["dilation"] == (1, 1)])
-@pytest.mark.parametrize(
-    "include,override", [(True, None), (False, None), (True, 7)]
-)
+@pytest.mark.parametrize("include,override", [(True, None), (False, None), (True, 7)])
 @pytest.mark.parametrize("layout,channels", [("NHWC", 35), ("NCHW", 3)])
 def test_average_and_its_gradient(
     single: Callable, attrs: dict, include: bool, override: int, layout: str, channels: int

@@ -152,9 +152,7 @@ def test_a_mean_squared_error_is_one_kernel(single: Callable, run: Callable) -> 
 
 
 @pytest.mark.parametrize("dims", [(0,), (1,), (0, 2), (1, 2), (0, 1, 2)])
-def test_the_prologue_broadcasts_its_operands(
-    run: Callable, dims: tuple
-) -> None:
+def test_the_prologue_broadcasts_its_operands(run: Callable, dims: tuple) -> None:
     def build(body: Graph, x: object, y: object, z: object) -> object:
         total = body.add("add", body.add("mul", x, y), z)
         return body.add("sum", total, dims=dims, keepdim=False)
@@ -171,9 +169,7 @@ def test_the_prologue_broadcasts_its_operands(
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_masked_prologue_does_not_leak_into_the_unused_lanes(
-    run: Callable
-) -> None:
+def test_a_masked_prologue_does_not_leak_into_the_unused_lanes(run: Callable) -> None:
     def build(body: Graph, x: object) -> object:
         one = body.add("constant", value=np.float32(1))
         return body.add("sum", body.add("div", one, x), dims=(0,), keepdim=False)

@@ -42,9 +42,7 @@ def program(case: Any, dtype: DType, target: Target, fused: bool) -> Graph:
     if activation:
         y = graph.add(activation, y)
     graph.outputs["image"] = y
-    graph.outputs["mean"] = graph.add(
-        "adaptive_avg_pool2d", y, output_size=(1, 1), layout="NHWC"
-    )
+    graph.outputs["mean"] = graph.add("adaptive_avg_pool2d", y, output_size=(1, 1), layout="NHWC")
     graph = fuse_conv_bn_relu(graph)
     if fused:
         graph = fuse_row_means(graph)

@@ -65,9 +65,7 @@ def test_rows_of_any_length(single: Callable, op: str, classes: int) -> None:
 @pytest.mark.parametrize(
     "shape,dim", [((N, 5, 7), 1), ((N, 10, 33), 1), ((4, N), 0), ((2, 3, N), 1), ((N, 3), 0)]
 )
-def test_other_dimensions_than_the_last(
-    single: Callable, op: str, shape: tuple, dim: int
-) -> None:
+def test_other_dimensions_than_the_last(single: Callable, op: str, shape: tuple, dim: int) -> None:
     operands = 2 if op.endswith("grad") else 1
     node = single(emit_softmax, op, [f32(*shape)] * operands, dim=dim)
     for n in (1, 2, 9, 40):

@@ -269,9 +269,7 @@ def test_who_has_done_its_part_takes_from_the_far_end_of_the_others(team: Team) 
 
 @needs_threads
 @pytest.mark.parametrize(("tasks", "cuts"), [(100, 0), (1, 4), (0, 1)])
-def test_a_round_of_one_chunk_is_the_callers_or_anybodys(
-    team: Team, tasks: int, cuts: int
-) -> None:
+def test_a_round_of_one_chunk_is_the_callers_or_anybodys(team: Team, tasks: int, cuts: int) -> None:
     one, two = (team.thread(k, 2, 0) for k in range(2))
     one.begin(tasks, cuts, 0)
     two.begin(tasks, cuts, 0)

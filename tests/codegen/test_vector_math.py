@@ -37,9 +37,7 @@ def function_kernel(
 def evaluate(run: Callable[..., Any]) -> Callable[..., np.ndarray]:
     """``evaluate(name, *arrays, lanes=8, registers=32)``: a function on arrays of one dtype."""
 
-    def call(
-        name: str, *arrays: np.ndarray, lanes: int = 8, registers: int = 32
-    ) -> np.ndarray:
+    def call(name: str, *arrays: np.ndarray, lanes: int = 8, registers: int = 32) -> np.ndarray:
         count = arrays[0].size
         padded = [np.resize(a, -(-count // lanes) * lanes) for a in arrays]
         out = np.empty_like(padded[0])

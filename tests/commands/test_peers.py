@@ -77,9 +77,7 @@ def test_json_has_a_row_per_thread_count_with_the_documented_keys(
         assert set(row["netwright"]) == set(row["peers"]["right"]) == timed
         assert row["netwright"]["error"] < 1e-5
         assert "outputs differ from the reference by 0.0" in row["peers"]["wrong"]["failed"]
-        assert row["peers"]["broken"] == {
-            "failed": "RuntimeError: no compiler found on PATH"
-        }
+        assert row["peers"]["broken"] == {"failed": "RuntimeError: no compiler found on PATH"}
         assert row["fastest_peer"] == "right"
         medians = [found["median_ms"] for found in (row["peers"]["right"], row["netwright"])]
         assert row["ratio"] == pytest.approx(medians[0] / medians[1])

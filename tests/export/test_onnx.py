@@ -339,4 +339,3 @@ def test_something_else_than_a_module_is_refused() -> None:
 def test_an_operator_has_one_rule() -> None:
     with pytest.raises(ValueError, match="'relu' has two ONNX rules"):
         rule("relu")(lambda b, node, x: x)
-

@@ -287,9 +287,7 @@ def test_without_a_batch_and_weights_of_each_head() -> None:
     x, y = draw(5, 12), draw(7, 12)
     padding = np.array([False] * 5 + [True] * 2)
     options = {"average_attn_weights": False}
-    found = ours(
-        *map(nw.from_numpy, (x, y, y)), key_padding_mask=nw.from_numpy(padding), **options
-    )
+    found = ours(*map(nw.from_numpy, (x, y, y)), key_padding_mask=nw.from_numpy(padding), **options)
     wanted = theirs(
         *map(torch.tensor, (x, y, y)), key_padding_mask=torch.tensor(padding), **options
     )
@@ -372,9 +370,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name,compiled", [*((n, False) for n in ENCODERS), ("before", True)]
-)
+@pytest.mark.parametrize("name,compiled", [*((n, False) for n in ENCODERS), ("before", True)])
 def test_an_encoder_equals_torch(name: str, compiled: bool) -> None:
     torch.manual_seed(0)
     sizes = {"d_model": 12, "nhead": 3, "dim_feedforward": 20, "dropout": 0.0}

@@ -61,9 +61,7 @@ def test_values_and_gradients_equal_torchs(
     np.testing.assert_allclose(found.detach().numpy(), expected.detach().numpy(), rtol=1e-9)
     found.sum().backward()
     expected.sum().backward()
-    np.testing.assert_allclose(
-        ours[0].grad.numpy(), theirs[0].grad.numpy(), rtol=1e-7, atol=1e-12
-    )
+    np.testing.assert_allclose(ours[0].grad.numpy(), theirs[0].grad.numpy(), rtol=1e-7, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["huber", "kl", "gauss", "cosine embedding", "triplet"])

@@ -128,8 +128,15 @@ LAYERS: dict[str, tuple[Any, list[tuple[int, ...]]]] = {
     "conv_transpose2d": (lambda nn: nn.ConvTranspose2d(4, 6, 2, 2), [(2, 4, 3, 5), (4, 3, 3)]),
     "conv_transpose2d general": (
         lambda nn: nn.ConvTranspose2d(
-            4, 6, (3, 2), stride=(2, 3), padding=(1, 0), output_padding=(1, 2), groups=2,
-            dilation=(2, 1), bias=False,
+            4,
+            6,
+            (3, 2),
+            stride=(2, 3),
+            padding=(1, 0),
+            output_padding=(1, 2),
+            groups=2,
+            dilation=(2, 1),
+            bias=False,
         ),
         [(2, 4, 4, 3)],
     ),

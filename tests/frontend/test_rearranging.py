@@ -35,7 +35,10 @@ PROGRAMS: dict[str, Any] = {
     ],
     "scatter": lambda t, x, i: [x.scatter(1, i[:, :1], 7.0)],
     "sort": lambda t, x, i: [
-        *x.sort(1), *x.topk(2, 1), *x.topk(2, 1, largest=False), x.argsort(1, descending=True)
+        *x.sort(1),
+        *x.topk(2, 1),
+        *x.topk(2, 1, largest=False),
+        x.argsort(1, descending=True),
     ],
     "einsum": lambda t, x, i: [
         t.einsum("bi,bj->bij", x, x),

@@ -46,8 +46,18 @@ def _texts(svg: str) -> list[str]:
 
 def test_a_box_shows_operator_type_module_and_line() -> None:
     texts = _texts(to_svg(_net()))
-    for text in ("input x", "%x: f32[N,8]", "fused contraction", "%f#1: f32[N,4]", "1 model.py:12",
-                 "sub", "%s: f32[N,4]", "2", "out", "2.state"):
+    for text in (
+        "input x",
+        "%x: f32[N,8]",
+        "fused contraction",
+        "%f#1: f32[N,4]",
+        "1 model.py:12",
+        "sub",
+        "%s: f32[N,4]",
+        "2",
+        "out",
+        "2.state",
+    ):
         assert text in texts
 
 

@@ -76,8 +76,7 @@ def test_symbolic_attributes_get_the_batch_size(n: int) -> None:
 
 def test_the_batch_size_is_read_from_the_inputs() -> None:
     graph = parse(
-        'graph g { %a: f32[3] = input {path="a"} %b: f32[7,2N] = input {path="b"} '
-        'output "b" = %b }'
+        'graph g { %a: f32[3] = input {path="a"} %b: f32[7,2N] = input {path="b"} output "b" = %b }'
     )
     assert batch_size(graph, {"a": _x(3), "b": _x(7, 10)}) == 5
     assert batch_size(graph, {"a": _x(3)}) == 1
@@ -145,8 +144,9 @@ def test_a_value_of_another_type_is_an_error_with_both(value: np.ndarray) -> Non
 
 
 def test_one_node_runs_on_given_operands() -> None:
-    graph = parse('graph g { %x: f32[N,4] = input {path="x"} %y: f32[4N] = '
-                  "reshape(%x) {shape=(4N,)} }")
+    graph = parse(
+        'graph g { %x: f32[N,4] = input {path="x"} %y: f32[4N] = reshape(%x) {shape=(4N,)} }'
+    )
     (result,) = run_node(graph.node("y"), [_x(2, 4)], 2)
     assert result.shape == (8,)
 

@@ -240,9 +240,7 @@ def test_gradient_rule_builds_a_graph_with_a_symbolic_batch(name: str, index: in
         (_types(arrays), sample.attrs, 1) if form is None else (form.types, form.attrs, form.n)
     )
     graph = Graph()
-    operands = tuple(
-        graph.add("input", path=f"x{i}", type=t) for i, t in enumerate(types)
-    )
+    operands = tuple(graph.add("input", path=f"x{i}", type=t) for i, t in enumerate(types))
     added = graph.add(name, *operands, **attrs)
     outputs = (added,) if isinstance(added, Value) else added
     seed = graph.add("input", path="g", type=graph.type(outputs[0]))

@@ -165,8 +165,9 @@ def test_packed_convolutions_do_the_work_of_plain_ones(groups: int, layout: str)
     graph.add("conv2d_packed", x, weight, out_channels=4, **packed, **geometry)
     assert flops(graph, 3) == 2 * plain
     flipped = graph.add("pack_conv", w, panel=8, flip=True, groups=groups)
-    graph.add("conv2d_grad_input_packed", y, flipped, in_channels=4, size=IMAGE, **packed,
-              **geometry)
+    graph.add(
+        "conv2d_grad_input_packed", y, flipped, in_channels=4, size=IMAGE, **packed, **geometry
+    )
     assert flops(graph, 3) == 3 * plain
 
 
@@ -187,7 +188,8 @@ def test_every_contraction_has_its_flops_counted() -> None:
 
     packs = {"pack_matrix", "pack_conv", "pack_winograd"}
     names = {
-        n for n, op in all_ops().items()
+        n
+        for n, op in all_ops().items()
         if op.kind == "contraction" or (op.kind == "spatial" and "conv" in n)
     }
     assert names - packs == set(_MULTIPLY_ADDS)
@@ -230,7 +232,7 @@ def test_a_modules_shape_is_not_that_of_its_gradients() -> None:
 
 
 def test_a_shared_parameter_counts_once() -> None:
-    graph = parse(NET.replace("output", "%z: f32[N,10] = linear(%f, %v) @ \"again\"\n  output"))
+    graph = parse(NET.replace("output", '%z: f32[N,10] = linear(%f, %v) @ "again"\n  output'))
     assert sum(layer.parameters for layer in layers(graph)) == 10688
     assert flops(graph) == CONV_FLOPS + 2 * LINEAR_FLOPS
 

@@ -187,7 +187,7 @@ def test_the_order_of_operands_and_outputs_is_kept() -> None:
 
 
 def test_comments_and_white_space_mean_nothing() -> None:
-    text = f"// first\ngraph g{{{X} // the input\n%y:f32[ N , 4 ]=relu( %x , ) output\n\"o\"=%y}}//"
+    text = f'// first\ngraph g{{{X} // the input\n%y:f32[ N , 4 ]=relu( %x , ) output\n"o"=%y}}//'
     assert parse(text).outputs == {"o": parse(text).node("y").value}
 
 

@@ -53,8 +53,14 @@ def test_random_graphs_are_valid(random_graph: Callable[..., Graph], seed: int) 
 
 
 def test_the_error_names_graph_node_and_the_users_line() -> None:
-    _fails(_set(_graph(), "m", types=(VECTOR,)), "types", "graph 'g'", "%m = mul", "features.0",
-           "model.py:12")
+    _fails(
+        _set(_graph(), "m", types=(VECTOR,)),
+        "types",
+        "graph 'g'",
+        "%m = mul",
+        "features.0",
+        "model.py:12",
+    )
 
 
 def test_name_must_be_a_word() -> None:
@@ -146,8 +152,12 @@ def test_types_must_be_as_many_as_the_operator_has_results() -> None:
 
 def test_operands_must_satisfy_the_shape_rule() -> None:
     graph = _graph()
-    _set(graph, "w", attrs=Attrs({"path": "w", "type": TensorType(float32, (3,))}),
-         types=(TensorType(float32, (3,)),))
+    _set(
+        graph,
+        "w",
+        attrs=Attrs({"path": "w", "type": TensorType(float32, (3,))}),
+        types=(TensorType(float32, (3,)),),
+    )
     _fails(graph, "types", "cannot be broadcast")
 
 

@@ -84,9 +84,7 @@ class Net:
                 self.graph.updates[f"{module}_running_{name}"] = new
             return y
         running = [self.buffer(f"{module}_running_{n}", c) for n in ("mean", "var")]
-        return self.op(
-            "batch_norm", x, *affine, *running, module=module, eps=1e-5, channel_dim=dim
-        )
+        return self.op("batch_norm", x, *affine, *running, module=module, eps=1e-5, channel_dim=dim)
 
     def max_pool(self, x: Value, size: int = 2) -> Value:
         pair, none = (size, size), ((0, 0), (0, 0))
@@ -150,9 +148,7 @@ def _assert_same(before: Graph, after: Graph, rtol: float = 1e-5, n: int = 3) ->
     assert list(old) == list(new)
     for name in old:
         scale = max(1.0, float(np.abs(old[name]).max(initial=0.0)))
-        np.testing.assert_allclose(
-            new[name], old[name], rtol=rtol, atol=rtol * scale, err_msg=name
-        )
+        np.testing.assert_allclose(new[name], old[name], rtol=rtol, atol=rtol * scale, err_msg=name)
 
 
 @pytest.fixture

@@ -23,9 +23,7 @@ def flattened(net: Any) -> tuple[Value, Value]:
     return permuted, net.op("reshape", permuted, shape=(N, 60))
 
 
-def test_the_weight_takes_the_order_of_the_image(
-    new_net: Any, ops: Any, assert_same: Any
-) -> None:
+def test_the_weight_takes_the_order_of_the_image(new_net: Any, ops: Any, assert_same: Any) -> None:
     net = new_net(float64)
     graph = net.done(out=net.linear(flattened(net)[1], 7, "head"))
     ledger = Ledger()

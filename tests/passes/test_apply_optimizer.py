@@ -40,9 +40,7 @@ def test_parameters_and_state_follow_the_rule(new_net: Any, values_of: Any) -> N
     grad = evaluate(joint, values)["grad:fc_weight"]
     velocity = values[state_path("fc_weight", "velocity")] * 0.5 + grad
     np.testing.assert_allclose(found["update:opt.fc_weight.velocity"], velocity)
-    np.testing.assert_allclose(
-        found["update:fc_weight"], values["fc_weight"] - 0.25 * velocity
-    )
+    np.testing.assert_allclose(found["update:fc_weight"], values["fc_weight"] - 0.25 * velocity)
     assert list(step.outputs) == ["out"], "gradients are no results any more"
 
 

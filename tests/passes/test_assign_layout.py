@@ -144,8 +144,9 @@ def test_random_numbers_keep_their_places(new_net: Any, assert_same: Any) -> Non
     net = new_net(float64)
     x = net.conv(net.input("x", N, 3, 4, 4), 4, "conv")
     key = net.input("rng", 2, dtype=int64)
-    half = net.constant(0.5, dtype=net.graph.type(net.op("uniform", key, shape=(1,),
-                                                         stream=9)).dtype)
+    half = net.constant(
+        0.5, dtype=net.graph.type(net.op("uniform", key, shape=(1,), stream=9)).dtype
+    )
     keep = net.op("ge", net.op("uniform", key, shape=(N, 4, 4, 4), stream=0), half)
     channels = net.op("ge", net.op("uniform", key, shape=(N, 4, 1, 1), stream=1), half)
     x = net.op("where", keep, x, net.constant(0.0))

@@ -60,8 +60,9 @@ def test_an_update_that_would_be_seen_is_copied_at_the_end(
         net.graph.updates["w"] = net.op("softmax", w, dim=0)
     elif case == "broadcast":
         w = net.parameter("w", 1, 1)
-        net.graph.updates["w"] = net.op("sum", net.op("add", w, net.input("g", 8, 1)), dims=(0,),
-                                        keepdim=True)
+        net.graph.updates["w"] = net.op(
+            "sum", net.op("add", w, net.input("g", 8, 1)), dims=(0,), keepdim=True
+        )
         outputs["late"] = net.op("neg", w)
     elif case == "is_input":
         net.parameter("w", 8)

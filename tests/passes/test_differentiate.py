@@ -154,9 +154,7 @@ def as_float64(graph: Graph) -> Graph:
     return new
 
 
-def test_gradients_of_random_graphs(
-    random_graph: Callable[..., Graph], values_of: Any
-) -> None:
+def test_gradients_of_random_graphs(random_graph: Callable[..., Graph], values_of: Any) -> None:
     checked = 0
     for seed in range(80):
         graph = as_float64(random_graph(seed, size=16))
@@ -211,9 +209,13 @@ def test_an_output_that_is_an_input_passes_its_seed_on(new_net: Any) -> None:
     net = new_net()
     x = net.input("x", N)
     joint = differentiate(net.done(a=x, b=x), {"x"})
-    found = evaluate(joint, {k: np.full(2, v) for k, v in
-                             (("x", np.float32(1)), ("grad:a", np.float32(3)),
-                              ("grad:b", np.float32(4)))})
+    found = evaluate(
+        joint,
+        {
+            k: np.full(2, v)
+            for k, v in (("x", np.float32(1)), ("grad:a", np.float32(3)), ("grad:b", np.float32(4)))
+        },
+    )
     np.testing.assert_array_equal(found["grad:x"], [7.0, 7.0])
 
 

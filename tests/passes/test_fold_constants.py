@@ -59,9 +59,10 @@ def test_an_extent_without_the_batch_is_a_constant(new_net: Any) -> None:
         batch=net.graph.add("extent", size=N, dtype="f32"),
     )
     after = fold_constants(graph)
-    assert [n.op for n in after.nodes] == ["extent", "constant"] or [
-        n.op for n in after.nodes
-    ] == ["constant", "extent"]
+    assert [n.op for n in after.nodes] == ["extent", "constant"] or [n.op for n in after.nodes] == [
+        "constant",
+        "extent",
+    ]
     assert evaluate(after, {}, 7) == {"fixed": 6.0, "batch": 7.0}
 
 

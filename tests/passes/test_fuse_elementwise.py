@@ -21,8 +21,9 @@ def bodies(graph: Graph) -> list[list[str]]:
 
 
 def members(graph: Graph) -> list[list[str]]:
-    return [[op for op in body if op not in ("input", "constant", "extent")] for body in
-            bodies(graph)]
+    return [
+        [op for op in body if op not in ("input", "constant", "extent")] for body in bodies(graph)
+    ]
 
 
 def test_a_chain_is_one_loop(new_net: Any, assert_same: Any) -> None:

@@ -43,8 +43,9 @@ def test_a_single_operator_is_absorbed(
     new_net: Any, assert_same: Any, op: str, dims: Any, keepdim: bool
 ) -> None:
     net = new_net()
-    graph = net.done(out=net.op(op, net.op("exp", net.input("x", N, 8)), dims=dims,
-                                keepdim=keepdim))
+    graph = net.done(
+        out=net.op(op, net.op("exp", net.input("x", N, 8)), dims=dims, keepdim=keepdim)
+    )
     after = fuse_reductions(graph)
     assert regions(after) == [("reduction", ["exp", op])]
     assert_same(graph, after, 0.0)
@@ -74,8 +75,9 @@ def test_operands_that_broadcast_stay_small(new_net: Any, assert_same: Any) -> N
 def test_an_operand_that_is_used_elsewhere_stays(new_net: Any) -> None:
     net = new_net()
     e = net.op("exp", net.input("x", N, 8))
-    graph = net.done(total=net.op("sum", e, dims=(1,), keepdim=True), other=net.op("permute", e,
-                                                                               dims=(1, 0)))
+    graph = net.done(
+        total=net.op("sum", e, dims=(1,), keepdim=True), other=net.op("permute", e, dims=(1, 0))
+    )
     ledger = Ledger()
     assert fuse_reductions(graph, ledger) == graph
     assert [(e.code, e.done) for e in ledger.entries] == [("F402", False)]

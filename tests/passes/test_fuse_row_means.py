@@ -19,9 +19,7 @@ def depthwise(net: Any, size: tuple[int, int] = (7, 9), layout: str = "NHWC") ->
 
 
 def average(net: Any, x: Value, size: tuple[int, int] = (1, 1), layout: str = "NHWC") -> Value:
-    return net.op(
-        "adaptive_avg_pool2d", x, output_size=size, layout=layout, module="squeeze"
-    )
+    return net.op("adaptive_avg_pool2d", x, output_size=size, layout=layout, module="squeeze")
 
 
 def gate(net: Any, y: Value, mean: Value) -> Value:

@@ -199,8 +199,10 @@ def test_l006_not_for_normalised_layers_gates_or_the_last_layer(new_net: Any) ->
         x = net.op("mul", gate, net.op("relu", net.linear(x, 6, f"fc{i}")))
     assert codes(net.done(out=net.linear(x, 2, "head"))) == []
     net = new_net()
-    heads = {f"h{i}": net.op("sigmoid", net.linear(net.input(f"x{i}", N, 6), 6, f"fc{i}"))
-             for i in range(5)}
+    heads = {
+        f"h{i}": net.op("sigmoid", net.linear(net.input(f"x{i}", N, 6), 6, f"fc{i}"))
+        for i in range(5)
+    }
     assert codes(net.done(**heads)) == []
 
 

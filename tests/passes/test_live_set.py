@@ -51,9 +51,7 @@ def test_a_result_over_its_operand_counts_once() -> None:
 def test_prepared_values_that_a_run_reads_are_in_use_for_ever() -> None:
     graph = Graph("prepared")
     x = graph.add("input", path="x", type=TensorType(float32, (N, 16)))
-    a, b = (
-        graph.add("parameter", path=p, type=TensorType(float32, (16, 16))) for p in ("a", "b")
-    )
+    a, b = (graph.add("parameter", path=p, type=TensorType(float32, (16, 16))) for p in ("a", "b"))
     first = graph.add("matmul", graph.add("matmul", a, a), a)  # the inner one serves only the outer
     second = graph.add("matmul", b, b)
     graph.outputs["out"] = graph.add("matmul", graph.add("matmul", x, first), second)

@@ -23,8 +23,7 @@ def copies(plan: Plan) -> list[str]:
 
 @pytest.fixture
 def placed(check_plan: Any, values_of: Any) -> Any:
-    """``placed(graph)``: its plan, after it was run on real memory, and the copies that are left.
-    """
+    """``placed(graph)``: its plan, after a run on real memory, and the copies that are left."""
 
     def check(graph: Graph, hoist: bool = True) -> tuple[Plan, list[str]]:
         plan = check_plan(graph, values_of(graph), 3, hoist, accepts_columns)
@@ -255,9 +254,7 @@ def everything(node: Node, graph: Graph) -> Columns:
 
 
 @pytest.mark.parametrize("hoist", [False, True])
-def test_random_graphs(
-    random_graph: Any, graph_values: Any, check_plan: Any, hoist: bool
-) -> None:
+def test_random_graphs(random_graph: Any, graph_values: Any, check_plan: Any, hoist: bool) -> None:
     elided = 0
     for seed in range(60):
         graph = random_graph(seed, size=40)
@@ -266,8 +263,9 @@ def test_random_graphs(
             continue
         plan = check_plan(graph, graph_values(graph, n=3, seed=seed), 3, hoist, everything)
         moved = [n for n in graph.nodes if n.op in ("cat", "slice")]
-        elided += len(moved) - len([s for s in (*plan.prepare, *plan.steps)
-                                    if s.node and s.node.op in ("cat", "slice")])
+        elided += len(moved) - len(
+            [s for s in (*plan.prepare, *plan.steps) if s.node and s.node.op in ("cat", "slice")]
+        )
         for value, place in plan.locations.items():
             if place.pitch and numel(graph.type(value).shape):
                 width = int(graph.type(value).shape[-1]) * graph.type(value).dtype.itemsize

@@ -64,9 +64,7 @@ def test_a_block_that_the_backward_pass_does_not_look_into_stays(
     assert_same(graph, after, 0.0)
 
 
-def test_a_value_that_is_read_outside_of_its_block_is_kept(
-    new_net: Any, assert_same: Any
-) -> None:
+def test_a_value_that_is_read_outside_of_its_block_is_kept(new_net: Any, assert_same: Any) -> None:
     net = new_net()
     inner = net.op("tanh", net.input("x", N, 4), module="b.0")
     out = net.op("add", net.op("exp", inner, module="b.1"), inner, module="c")

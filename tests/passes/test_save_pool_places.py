@@ -26,8 +26,10 @@ def plain(net: Any, r: Value, dr: Value) -> Value:
 
 
 def training_graph(
-    net: Any, mask: Callable[[Any, Value, Value], Value] | None = plain,
-    size: tuple[int, int] = (6, 8), **changes: Any,
+    net: Any,
+    mask: Callable[[Any, Value, Value], Value] | None = plain,
+    size: tuple[int, int] = (6, 8),
+    **changes: Any,
 ) -> Graph:
     """ReLU, max pooling, and their gradient for a gradient of the pooled map."""
     attrs = {**TILES, **changes}
@@ -95,8 +97,9 @@ def test_a_window_beyond_the_image_stays(new_net: Any, assert_same: Callable[...
 
 
 def test_other_layouts_and_poolings_without_a_gradient_stay(new_net: Any) -> None:
-    graph = training_graph(new_net(float64), layout="NCHW", size=(8, 4), kernel_size=(2, 1),
-                           stride=(2, 1))
+    graph = training_graph(
+        new_net(float64), layout="NCHW", size=(8, 4), kernel_size=(2, 1), stride=(2, 1)
+    )
     assert save_pool_places(graph) == graph
     net = new_net(float64)
     graph = net.done(y=net.op("max_pool2d", net.input("x", N, 4, 4, 3), **TILES))

@@ -122,9 +122,7 @@ def test_sums_of_gradients_are_not_put_off(new_net: Any) -> None:
     net = new_net()
     dy, x = net.input("dy", N, 8), net.input("x", N, 4)
     kept = net.buffer("grad:b", 8)
-    net.graph.updates["grad:b"] = net.op(
-        "add", kept, net.op("sum", dy, dims=(0,), keepdim=False)
-    )
+    net.graph.updates["grad:b"] = net.op("add", kept, net.op("sum", dy, dims=(0,), keepdim=False))
     graph = net.done(out=net.op("exp", x))
     names = [n.op for n in schedule_updates(graph).nodes]
     assert names.index("add") == names.index("sum") + 1 < names.index("exp")

@@ -227,9 +227,7 @@ def test_a_rewritten_node_keeps_name_and_source(new_net: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [float32, float64, int64])
-def test_rules_respect_the_dtype(
-    new_net: Callable[..., Any], assert_same: Any, dtype: Any
-) -> None:
+def test_rules_respect_the_dtype(new_net: Callable[..., Any], assert_same: Any, dtype: Any) -> None:
     net = new_net(dtype)
     x = net.input("x", N, 3)
     value = net.op("mul", net.op("neg", net.op("neg", x)), net.constant(1))

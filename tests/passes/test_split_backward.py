@@ -59,9 +59,7 @@ def two_layers(net: Any, activation: str = "relu") -> Graph:
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid"])
-def test_two_layers_save_one_activation(
-    new_net: Any, values_of: Any, activation: str
-) -> None:
+def test_two_layers_save_one_activation(new_net: Any, values_of: Any, activation: str) -> None:
     """Its output serves the activation's derivative and the next layer's weight gradient."""
     joint = joint_of(two_layers(new_net(float64), activation))
     forward, backward = check_split(joint, values_of(joint))

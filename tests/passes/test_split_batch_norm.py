@@ -98,8 +98,12 @@ def test_a_masked_gradient_that_a_shortcut_needs_is_written_by_the_sums(
     x, mean = net.input("y", N, 5), net.buffer("mean", 5)
     state = [net.parameter("gamma", 5), mean, net.buffer("rstd", 5)]
     dx, dgamma, dbeta = net.op("batch_norm_grad", g, x, *state, channel_dim=1)
-    graph = net.done(dx=dx, dgamma=dgamma, dbeta=dbeta, shortcut=net.op("exp", net.op("sum", g,
-                     dims=(0,), keepdim=False)))
+    graph = net.done(
+        dx=dx,
+        dgamma=dgamma,
+        dbeta=dbeta,
+        shortcut=net.op("exp", net.op("sum", g, dims=(0,), keepdim=False)),
+    )
     after = fused(graph)
     assert ["mul", "batch_norm_grad_sums"] in regions(after)
     (sums,) = [n for n in after.nodes if n.op == "fused" and len(n.types) == 2]

@@ -183,9 +183,7 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
     axis = dim_index(dim, input.ndim)
     size = input.shape[axis] if input.ndim else 1
     if isinstance(size, int) and size % 2:
-        raise RuntimeError(
-            f"Halving dimension must be even, but dimension {axis} is size {size}"
-        )
+        raise RuntimeError(f"Halving dimension must be even, but dimension {axis} is size {size}")
     a, b = input.chunk(2, axis)
     return a * sigmoid(b)
 

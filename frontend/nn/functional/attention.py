@@ -128,9 +128,7 @@ def additive_mask(mask: Tensor, like: Tensor, keeps: bool) -> Tensor:
 def _as_mask(mask: Tensor, shape: Shape, batch: Extent, heads: Extent) -> Tensor:
     """The mask (batch or 1, heads or 1, L or 1, S or 1)."""
     full = (1,) * (len(shape) - mask.ndim) + tuple(mask.shape)
-    fits = len(full) == len(shape) and all(
-        m in (1, d) for m, d in zip(full, shape, strict=True)
-    )
+    fits = len(full) == len(shape) and all(m in (1, d) for m, d in zip(full, shape, strict=True))
     if not fits:
         raise ShapeError(
             f"{_NAME}: attn_mask {sizes(mask.shape)} does not broadcast to the scores "

@@ -69,9 +69,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
     return _pool("adaptive_avg_pool2d", input, output_size=numbers)
 
 
-def adaptive_max_pool2d(
-    input: Tensor, output_size: Any, return_indices: bool = False
-) -> Tensor:
+def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = False) -> Tensor:
     """Maxima of windows that divide the image into ``output_size``; None keeps an extent."""
     if return_indices:
         raise unsupported("adaptive_max_pool2d", "return_indices=True", "use the maxima alone")

@@ -70,8 +70,10 @@ def _places(size: int, low: int, high: int, mode: str) -> np.ndarray:
     """Where each element of the padded dimension comes from."""
     limit = {"reflect": size - 1, "circular": size}.get(mode)
     if limit is not None and max(low, high) > limit:
-        what = "less than the corresponding input dimension" if mode == "reflect" else (
-            "at most the corresponding input dimension"
+        what = (
+            "less than the corresponding input dimension"
+            if mode == "reflect"
+            else ("at most the corresponding input dimension")
         )
         raise ShapeError(
             f"Padding size should be {what}, but got: padding ({low}, {high}) at a dimension of "

@@ -168,9 +168,7 @@ class EfficientNet(nn.Module):
         return self.classifier(self.avgpool(self.features(x)).flatten(1))
 
 
-def efficientnet_b0(
-    *, weights: None = None, progress: bool = True, **kwargs: Any
-) -> EfficientNet:
+def efficientnet_b0(*, weights: None = None, progress: bool = True, **kwargs: Any) -> EfficientNet:
     """``EfficientNet`` B0, ``kwargs`` as for its constructor (dropout by default 0.2);
     ``progress`` has no effect."""
     need_none("efficientnet_b0", weights)

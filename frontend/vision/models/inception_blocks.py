@@ -71,9 +71,7 @@ class InceptionC(nn.Module):
     """Figure 6 of the paper: 1x1, 7x7 and two 7x7 as rows and columns, and a pool. Gives 768
     channels."""
 
-    def __init__(
-        self, in_channels: int, channels_7x7: int, conv_block: Conv | None = None
-    ) -> None:
+    def __init__(self, in_channels: int, channels_7x7: int, conv_block: Conv | None = None) -> None:
         super().__init__()
         conv = conv_block or BasicConv2d
         c7 = channels_7x7

@@ -177,9 +177,7 @@ class VisionTransformer(nn.Module):
         return scores
 
 
-def _patches(
-    patch_size: int, hidden_dim: int, stem: Sequence[ConvStemConfig] | None
-) -> nn.Module:
+def _patches(patch_size: int, hidden_dim: int, stem: Sequence[ConvStemConfig] | None) -> nn.Module:
     """The layer that makes a vector of each patch."""
     if stem is None:
         patches = nn.Conv2d(3, hidden_dim, kernel_size=patch_size, stride=patch_size)
@@ -236,36 +234,26 @@ def _vision_transformer(
     return VisionTransformer(kwargs.pop("image_size", 224), *sizes, **kwargs)
 
 
-def vit_b_16(
-    *, weights: Any = None, progress: bool = True, **kwargs: Any
-) -> VisionTransformer:
+def vit_b_16(*, weights: Any = None, progress: bool = True, **kwargs: Any) -> VisionTransformer:
     """ViT-B/16: 12 layers of 768 features, patches of 16 x 16; 86,567,656 parameters."""
     return _vision_transformer("vit_b_16", (16, 12, 12, 768, 3072), weights, kwargs)
 
 
-def vit_b_32(
-    *, weights: Any = None, progress: bool = True, **kwargs: Any
-) -> VisionTransformer:
+def vit_b_32(*, weights: Any = None, progress: bool = True, **kwargs: Any) -> VisionTransformer:
     """ViT-B/32: 12 layers of 768 features, patches of 32 x 32."""
     return _vision_transformer("vit_b_32", (32, 12, 12, 768, 3072), weights, kwargs)
 
 
-def vit_l_16(
-    *, weights: Any = None, progress: bool = True, **kwargs: Any
-) -> VisionTransformer:
+def vit_l_16(*, weights: Any = None, progress: bool = True, **kwargs: Any) -> VisionTransformer:
     """ViT-L/16: 24 layers of 1024 features, patches of 16 x 16."""
     return _vision_transformer("vit_l_16", (16, 24, 16, 1024, 4096), weights, kwargs)
 
 
-def vit_l_32(
-    *, weights: Any = None, progress: bool = True, **kwargs: Any
-) -> VisionTransformer:
+def vit_l_32(*, weights: Any = None, progress: bool = True, **kwargs: Any) -> VisionTransformer:
     """ViT-L/32: 24 layers of 1024 features, patches of 32 x 32."""
     return _vision_transformer("vit_l_32", (32, 24, 16, 1024, 4096), weights, kwargs)
 
 
-def vit_h_14(
-    *, weights: Any = None, progress: bool = True, **kwargs: Any
-) -> VisionTransformer:
+def vit_h_14(*, weights: Any = None, progress: bool = True, **kwargs: Any) -> VisionTransformer:
     """ViT-H/14: 32 layers of 1280 features, patches of 14 x 14."""
     return _vision_transformer("vit_h_14", (14, 32, 16, 1280, 5120), weights, kwargs)
