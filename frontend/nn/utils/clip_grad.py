@@ -83,7 +83,7 @@ def clip_grads_with_norm_(
 def clip_grad_value_(
     parameters: Tensor | Iterable[Tensor], clip_value: float, foreach: bool | None = None
 ) -> None:
-    """Limits each element of the gradients to ``[-clip_value, clip_value]``, in place; NaN stays."""
+    """Limits each element of the gradients to ``[-clip_value, clip_value]``, in place; NaN stay."""
     _refuse_foreach(foreach)
     limit = float(clip_value)
     for grad in (p._grad for p in _listed(parameters)):
