@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..ir.graph import Graph
 from ..ir.plan import Location, Step
-from ..ir.types import Dim, Extent, TensorType, numel
+from ..ir.types import Dim, Extent, TensorType, fixed, numel
 
 
 def ranges_of(step: Step, graph: Graph) -> tuple[list[Range], list[Range]]:
@@ -52,7 +52,7 @@ def _touched(locations: Sequence[Location], kinds: Sequence[TensorType]) -> list
     for location, kind in zip(locations, kinds, strict=True):
         size, columns = _span(kind), 0
         if location.pitch:
-            columns = int(kind.shape[-1]) * kind.dtype.itemsize  # type: ignore[arg-type]
+            columns = fixed(kind.shape[-1]) * kind.dtype.itemsize
             size = size // columns * location.pitch
         found.append(Range(location, size, columns))
     return found

@@ -11,18 +11,16 @@ from .. import dispatch
 from ..tensor import Tensor
 from . import functional as F
 from . import init
+from .affine import Affine
 from .functional.norm import update_buffer
-from .module import Module
-from .parameter import Parameter, empty, empty_parameter
+from .parameter import empty
 
 
-class _BatchNorm(Module):
+class _BatchNorm(Affine):
     """Normalises each channel over the batch and the positions, then scales and shifts."""
 
     # Version 2 of the state has num_batches_tracked.
     _version = 2
-    weight: Parameter | None
-    bias: Parameter | None
     running_mean: Tensor | None
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
@@ -46,9 +44,7 @@ class _BatchNorm(Module):
         self.affine = affine
         self.track_running_stats = track_running_stats
         shape = (num_features,)
-        for name, wanted in (("weight", affine), ("bias", affine and bias)):
-            param = empty_parameter(shape, device, dtype) if wanted else None
-            self.register_parameter(name, param)
+        self._register_affine(shape, affine, bias, device, dtype)
         track = track_running_stats
         self.register_buffer("running_mean", empty(shape, device, dtype) if track else None)
         self.register_buffer("running_var", empty(shape, device, dtype) if track else None)
@@ -66,10 +62,7 @@ class _BatchNorm(Module):
     def reset_parameters(self) -> None:
         """Weight 1, bias 0, fresh running statistics."""
         self.reset_running_stats()
-        if self.weight is not None:
-            init.ones_(self.weight)
-        if self.bias is not None:
-            init.zeros_(self.bias)
+        super().reset_parameters()
 
     def _check_input_dim(self, input: Tensor) -> None:
         raise NotImplementedError
@@ -157,11 +150,8 @@ class BatchNorm3d(_BatchNorm):
             raise ShapeError(f"expected 5D input (got {input.ndim}D input)")
 
 
-class LayerNorm(Module):
+class LayerNorm(Affine):
     """Normalises over the last dimensions, those of ``normalized_shape``."""
-
-    weight: Parameter | None
-    bias: Parameter | None
 
     def __init__(
         self,
@@ -178,18 +168,9 @@ class LayerNorm(Module):
         self.normalized_shape: tuple[int, ...] = tuple(normalized_shape)
         self.eps = eps
         self.elementwise_affine = elementwise_affine
-        wanted = {"weight": elementwise_affine, "bias": elementwise_affine and bias}
-        for name, there in wanted.items():
-            param = empty_parameter(self.normalized_shape, device, dtype) if there else None
-            self.register_parameter(name, param)
+        shape = self.normalized_shape
+        self._register_affine(shape, elementwise_affine, bias, device, dtype)
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Weight 1, bias 0."""
-        if self.weight is not None:
-            init.ones_(self.weight)
-        if self.bias is not None:
-            init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
         return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)

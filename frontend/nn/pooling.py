@@ -84,18 +84,20 @@ class AvgPool2d(Module):
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
 
 
-class AdaptiveAvgPool2d(Module):
-    """Means over windows that divide the image into ``output_size``; None keeps an extent."""
-
+class _Adaptive(Module):
     def __init__(self, output_size: Any) -> None:
         super().__init__()
         self.output_size = output_size
 
-    def forward(self, input: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(input, self.output_size)
-
     def extra_repr(self) -> str:
         return f"output_size={self.output_size}"
+
+
+class AdaptiveAvgPool2d(_Adaptive):
+    """Means over windows that divide the image into ``output_size``; None keeps an extent."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(input, self.output_size)
 
 
 class MaxPool1d(_MaxPool):
@@ -140,17 +142,6 @@ class AvgPool1d(Module):
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
 
 
-class _Adaptive(Module):
-    def __init__(self, output_size: Any, return_indices: bool = False) -> None:
-        super().__init__()
-        if return_indices:
-            raise unsupported(self._get_name(), "return_indices=True", "use the maxima alone")
-        self.output_size = output_size
-
-    def extra_repr(self) -> str:
-        return f"output_size={self.output_size}"
-
-
 class AdaptiveAvgPool1d(_Adaptive):
     """Means over windows that divide the length into ``output_size``."""
 
@@ -158,14 +149,21 @@ class AdaptiveAvgPool1d(_Adaptive):
         return F.adaptive_avg_pool1d(input, self.output_size)
 
 
-class AdaptiveMaxPool1d(_Adaptive):
+class _AdaptiveMax(_Adaptive):
+    def __init__(self, output_size: Any, return_indices: bool = False) -> None:
+        super().__init__(output_size)
+        if return_indices:
+            raise unsupported(self._get_name(), "return_indices=True", "use the maxima alone")
+
+
+class AdaptiveMaxPool1d(_AdaptiveMax):
     """Maxima over windows that divide the length into ``output_size``."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.adaptive_max_pool1d(input, self.output_size)
 
 
-class AdaptiveMaxPool2d(_Adaptive):
+class AdaptiveMaxPool2d(_AdaptiveMax):
     """Maxima over windows that divide the image into ``output_size``; None keeps an extent."""
 
     def forward(self, input: Tensor) -> Tensor:

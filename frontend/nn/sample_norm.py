@@ -9,15 +9,13 @@ from ...errors import ShapeError, UnsupportedError
 from ..tensor import Tensor
 from . import functional as F
 from . import init
+from .affine import Affine
 from .module import Module
 from .parameter import Parameter, empty_parameter
 
 
-class GroupNorm(Module):
+class GroupNorm(Affine):
     """Normalises each of ``num_groups`` groups of channels of each sample."""
-
-    weight: Parameter | None
-    bias: Parameter | None
 
     def __init__(
         self,
@@ -39,17 +37,8 @@ class GroupNorm(Module):
         self.num_channels = num_channels
         self.eps = eps
         self.affine = affine
-        for name, wanted in (("weight", affine), ("bias", affine and bias)):
-            param = empty_parameter((num_channels,), device, dtype) if wanted else None
-            self.register_parameter(name, param)
+        self._register_affine((num_channels,), affine, bias, device, dtype)
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Weight 1, bias 0."""
-        if self.weight is not None:
-            init.ones_(self.weight)
-        if self.bias is not None:
-            init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
         return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
@@ -61,12 +50,10 @@ class GroupNorm(Module):
         )
 
 
-class _InstanceNorm(Module):
+class _InstanceNorm(Affine):
     """Normalises each channel of each sample over its ``n`` spatial dimensions."""
 
     n: int
-    weight: Parameter | None
-    bias: Parameter | None
 
     def __init__(
         self,
@@ -91,19 +78,10 @@ class _InstanceNorm(Module):
         self.momentum = momentum
         self.affine = affine
         self.track_running_stats = track_running_stats
-        for name, wanted in (("weight", affine), ("bias", affine and bias)):
-            param = empty_parameter((num_features,), device, dtype) if wanted else None
-            self.register_parameter(name, param)
+        self._register_affine((num_features,), affine, bias, device, dtype)
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             self.register_buffer(name, None)
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Weight 1, bias 0."""
-        if self.weight is not None:
-            init.ones_(self.weight)
-        if self.bias is not None:
-            init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
         n = self.n
@@ -157,10 +135,9 @@ class RMSNorm(Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        single = isinstance(normalized_shape, int)
-        self.normalized_shape: tuple[int, ...] = (
-            (normalized_shape,) if single else tuple(normalized_shape)  # type: ignore
-        )
+        if isinstance(normalized_shape, int):
+            normalized_shape = (normalized_shape,)
+        self.normalized_shape: tuple[int, ...] = tuple(normalized_shape)
         self.eps = eps
         self.elementwise_affine = elementwise_affine
         there = elementwise_affine

@@ -80,16 +80,16 @@ def _extents(old: list[int], size: Any, scale: Any) -> tuple[list[int], list[flo
             "Input and output must have the same number of spatial dimensions, but got input with "
             f"spatial dimensions of {old} and output size of {values}"
         )
-    if size is not None:
-        new, factors = [int(v) for v in values], [None] * len(old)
-    else:
-        new = [math.floor(n * float(f)) for n, f in zip(old, values, strict=True)]
-        factors = [float(f) for f in values]  # type: ignore[misc]
+    factors: list[float | None] = [None if scale is None else float(v) for v in values]
+    new = [
+        int(v) if f is None else math.floor(n * f)
+        for n, f, v in zip(old, factors, values, strict=True)
+    ]
     if min(new) < 1 or min(old) < 1:
         raise ShapeError(
             f"Input and output sizes should be greater than 0, but got input {old} and output {new}"
         )
-    return new, factors  # type: ignore[return-value]
+    return new, factors
 
 
 def _nearest(x: Tensor, axis: int, count: int, step: float, shift: float) -> Tensor:

@@ -57,14 +57,7 @@ def avg_pool2d(
 
 def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
     """Means of windows that divide the image into ``output_size``; None keeps an extent."""
-    need_tensor("adaptive_avg_pool2d", "input", 1, input)
-    size = tuple(output_size) if isinstance(output_size, Sequence) else (output_size,) * 2
-    if len(size) != 2:
-        raise ShapeError(f"adaptive_avg_pool2d: output_size must be 2, got {list(size)}")
-    if input.ndim not in (3, 4):
-        raise ShapeError(
-            f"adaptive_avg_pool2d(): Expected 3D or 4D tensor, but got {sizes(input.shape)}"
-        )
+    size = _adaptive_size("adaptive_avg_pool2d", input, output_size)
     numbers = tuple(d if s is None else s for s, d in zip(size, input.shape[-2:], strict=True))
     return _pool("adaptive_avg_pool2d", input, output_size=numbers)
 
@@ -73,15 +66,19 @@ def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = 
     """Maxima of windows that divide the image into ``output_size``; None keeps an extent."""
     if return_indices:
         raise unsupported("adaptive_max_pool2d", "return_indices=True", "use the maxima alone")
-    need_tensor("adaptive_max_pool2d", "input", 1, input)
+    size = _adaptive_size("adaptive_max_pool2d", input, output_size)
+    return _maxima_along(_maxima_along(input, -2, size[0]), -1, size[1])
+
+
+def _adaptive_size(name: str, input: Tensor, output_size: Any) -> tuple[int | None, ...]:
+    """Height and width of the result, after a check of the arguments."""
+    need_tensor(name, "input", 1, input)
     size = tuple(output_size) if isinstance(output_size, Sequence) else (output_size,) * 2
     if len(size) != 2:
-        raise ShapeError(f"adaptive_max_pool2d: output_size must be 2, got {list(size)}")
+        raise ShapeError(f"{name}: output_size must be 2, got {list(size)}")
     if input.ndim not in (3, 4):
-        raise ShapeError(
-            f"adaptive_max_pool2d(): Expected 3D or 4D tensor, but got {sizes(input.shape)}"
-        )
-    return _maxima_along(_maxima_along(input, -2, size[0]), -1, size[1])
+        raise ShapeError(f"{name}(): Expected 3D or 4D tensor, but got {sizes(input.shape)}")
+    return size
 
 
 def _maxima_along(input: Tensor, dim: int, count: int | None) -> Tensor:
